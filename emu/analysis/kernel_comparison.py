@@ -1,0 +1,125 @@
+"""A replay beside the kernel it was recorded from: the five counters, and which of them must agree.
+
+What a replay maps and unmaps is what the kernel did, so those counters agree exactly. How often everything is flushed
+depends on how many unmaps fit between two ticks of a timer, which a replay that runs as fast as it can does not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emu.capture.counters import COUNTERS, KernelCounters
+
+MAPPING = ("Mapped pages", "Unmapped pages")
+_STRICT = {"DMA": True, "s390-strict": True, "DMA-FQ": False, "DMA-SQ": False, "s390-lazy": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One counter.
+
+    Attributes:
+        name: the kernel's.
+        kernel: its value there.
+        emu: its value here.
+        must_agree: a difference is an error.
+    """
+
+    name: str
+    kernel: int
+    emu: int
+    must_agree: bool
+
+    @property
+    def difference(self) -> int:
+        """How much more was counted here."""
+        return self.emu - self.kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One run beside the kernel.
+
+    Attributes:
+        domain: the run's domain.
+        counters: over the whole trace, or over the phases that can be compared.
+        phases: (name, counters) of every phase that can be compared, each with its settling.
+    """
+
+    domain: str
+    counters: list[Compared]
+    phases: list[tuple[str, list[Compared]]]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether everything that must agree does."""
+        return all(not row.must_agree or row.difference == 0 for row in self.counters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json: `domain`, `agrees`, `counters` and `phases`, {NAME: {"kernel", "emu"}}."""
+        return {
+            "domain": self.domain,
+            "agrees": self.agrees,
+            "counters": _pairs(self.counters),
+            "phases": [{"name": name, "counters": _pairs(rows)} for name, rows in self.phases],
+        }
+
+
+def compare(run: Mapping[str, Any], kernel: KernelCounters, *, shadows: bool, types_seen: int) -> Comparison | None:
+    """Put a run's counters beside the kernel's.
+
+    Args:
+        run: an element of `runs` in summary.json.
+        kernel: what the kernel counted.
+        shadows: the run's hypervisor must be told of maps, as that of the captured s390 guest.
+        types_seen: how many domain types the capture is known to have had.
+
+    Returns:
+        None where the kernel had no such counters.
+    """
+    if not kernel.comparable:
+        return None
+    emu = {phase["name"]: phase["counters"] for phase in run["phases"]}
+    phases = [
+        (phase.name, phase.delta, _sum([emu.get(phase.name), emu.get(f"{phase.name} (settling)")]))
+        for phase in kernel.phases
+        if not phase.interrupted
+    ]
+    whole = run["counters"]
+    if kernel.comparable_phases:
+        whole = _sum([counts for name, _, counts in phases if name in kernel.comparable_phases])
+    must_agree = _must_agree(run["domain"], kernel, shadows=shadows, types_seen=types_seen)
+    return Comparison(
+        domain=run["domain"],
+        counters=_rows(kernel.comparable, whole, must_agree),
+        phases=[(name, _rows(delta, counts, must_agree)) for name, delta, counts in phases],
+    )
+
+
+def _must_agree(domain: str, kernel: KernelCounters, *, shadows: bool, types_seen: int) -> set[str]:
+    if domain not in _STRICT:
+        return set()
+    names = set(MAPPING)
+    if shadows:
+        names.add("Sync Map RPCITs")
+    if types_seen <= 1 and kernel.is_lazy is not None and _STRICT[domain] is not kernel.is_lazy:
+        names.add("Sync RPCITs")
+    return names
+
+
+def _rows(kernel: Mapping[str, int], emu: Mapping[str, int], must_agree: set[str]) -> list[Compared]:
+    return [Compared(name, kernel[name], emu.get(name, 0), name in must_agree) for name in COUNTERS if name in kernel]
+
+
+def _sum(parts: Sequence[Mapping[str, int] | None]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for counts in parts:
+        for name, value in (counts or {}).items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _pairs(rows: Sequence[Compared]) -> dict[str, dict[str, int]]:
+    return {row.name: {"kernel": row.kernel, "emu": row.emu} for row in rows}

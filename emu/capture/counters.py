@@ -1,0 +1,183 @@
+"""What the kernel itself counted while a trace was recorded: the JSON description beside the trace.
+
+The counters are those of `debugfs/pci/<dev>/statistics` (`arch/s390/pci/pci_debug.c`), under their names there. They
+belong to the *domain*: a device that is attached to a new one begins again at 0. What was counted between the last
+reading of the old domain and its end is then unknown, so a whole trace can be compared with the totals only where
+nothing restarted; otherwise the phases can, each from its reading before to its reading after things had settled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from emu.capture.ftrace import CaptureError, capture_name
+
+COUNTERS = ("Mapped pages", "Unmapped pages", "Global RPCITs", "Sync Map RPCITs", "Sync RPCITs")
+"""The kernel's names for what is compared."""
+
+Counts = dict[str, int]
+"""A value for each of `COUNTERS` that the kernel has (6.1 has only the first two, x86 none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseCounters:
+    """One phase of the recorded workload, all devices together.
+
+    Attributes:
+        name: as in the trace's marks.
+        delta: counted while it ran and until things had settled.
+        settled: the readings after things had settled.
+        restarted: some counter was lower at one of its readings than at the one before.
+        interrupted: that happened within the phase, so `delta` says nothing.
+    """
+
+    name: str
+    delta: Counts
+    settled: Counts
+    restarted: bool
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounters:
+    """How a trace was recorded, and what the kernel counted.
+
+    Attributes:
+        kernel: release, such as `6.12.107+deb13-s390x`.
+        domain_type: sysfs' word for it at the end of the recording (`DMA`, `DMA-FQ`, `unknown`); several, joined by
+            commas, where groups differ.
+        vcpus: CPUs of the machine; 0 where that is not said.
+        phases: in the order they ran.
+        totals: the last readings of every device, summed: since boot, or since the last restart.
+        comparable: what a replay must count to agree with the kernel: `totals`, over the whole trace, where nothing
+            restarted; else the sum over `comparable_phases`, each with its settling.
+        comparable_phases: names of the phases that `comparable` covers; empty when it covers the whole trace.
+        restarted: one sentence about where counters began again, empty if they did not.
+    """
+
+    kernel: str
+    domain_type: str
+    vcpus: int
+    phases: list[PhaseCounters]
+    totals: Counts
+    comparable: Counts
+    comparable_phases: list[str]
+    restarted: str
+
+    @property
+    def is_lazy(self) -> bool | None:
+        """Whether unmaps were batched; None where the kernel does not say."""
+        return {"DMA": False, "DMA-FQ": True}.get(self.domain_type)
+
+
+def read_counters(capture_path: str | PathLike[str]) -> KernelCounters | None:
+    """Read the description `NAME.json` beside `NAME.trace` or `NAME.trace.gz`.
+
+    Returns:
+        None when there is none. What the description does not say is left empty.
+
+    Raises:
+        CaptureError: it is there, but is not a JSON object.
+    """
+    path = _description_of(Path(capture_path))
+    try:
+        said = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaptureError(f"{path} cannot be read as JSON ({error}); repair it or move it away") from error
+    if not isinstance(said, dict):
+        raise CaptureError(f"{path} is not a JSON object; repair it or move it away")
+    return _kernel_counters(said)
+
+
+def _description_of(capture_path: Path) -> Path:
+    return capture_path.parent / f"{capture_name(capture_path)}.json"
+
+
+def _kernel_counters(said: dict[str, Any]) -> KernelCounters:
+    phases, last_readings = _phases(_object(said.get("phases")))
+    totals = _sum(last_readings.values())
+    restarts = [phase.name for phase in phases if phase.restarted]
+    compared = [phase for phase in phases if restarts and not phase.interrupted]
+    release = re.search(r"Linux (?:version )?(\S+)", str(said.get("kernel_version", "")))
+    types = said.get("domain_type")
+    return KernelCounters(
+        kernel=release[1] if release else "",
+        domain_type=", ".join(sorted({str(name) for name in types})) if isinstance(types, list) else "",
+        vcpus=_count(said.get("vcpus")) or 0,
+        phases=phases,
+        totals=totals,
+        comparable=_sum(phase.delta for phase in compared) if restarts else totals,
+        comparable_phases=[phase.name for phase in compared],
+        restarted=_about_restarts(restarts),
+    )
+
+
+def _about_restarts(phases: list[str]) -> str:
+    if not phases:
+        return ""
+    return (
+        f"A new domain was attached before or during {', '.join(phases)}: its counters began again at 0, "
+        "so phases are compared instead of the whole trace."
+    )
+
+
+def _phases(said: dict[str, Any]) -> tuple[list[PhaseCounters], dict[str, Counts]]:
+    """The phases, and every device's last readings."""
+    phases: list[PhaseCounters] = []
+    last: dict[str, Counts] = {}
+    for name, phase in said.items():
+        before, settled = (_readings(_object(phase).get(f"counters_{when}")) for when in ("before", "settled"))
+        delta = _readings(_object(phase).get("delta_running_plus_settling"))
+        interrupted = _went_down(before, settled)
+        phases.append(
+            PhaseCounters(
+                name=name,
+                delta=_sum(delta.values()),
+                settled=_sum(settled.values()),
+                restarted=interrupted or _went_down(last, before),
+                interrupted=interrupted,
+            )
+        )
+        last |= settled
+    return phases, last
+
+
+def _went_down(earlier: dict[str, Counts], later: dict[str, Counts]) -> bool:
+    return any(
+        count < earlier.get(device, {}).get(name, 0)
+        for device, counts in later.items()
+        for name, count in counts.items()
+    )
+
+
+def _readings(said: object) -> dict[str, Counts]:
+    """Each device's counters; what else is said (`uptime_s`) is not a device."""
+    devices = {name: value for name, value in _object(said).items() if isinstance(value, dict)}
+    return {
+        device: {name: count for name in COUNTERS if (count := _count(value.get(name))) is not None}
+        for device, value in devices.items()
+    }
+
+
+def _sum(readings: Iterable[Counts]) -> Counts:
+    total: Counts = {}
+    for counts in readings:
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _object(said: object) -> dict[str, Any]:
+    return said if isinstance(said, dict) else {}
+
+
+def _count(said: object) -> int | None:
+    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None

@@ -1,0 +1,82 @@
+"""The command line: finds the command, and turns whatever goes wrong into one line and an exit code.
+
+Commands import what is heavy (numba, NumPy) when they run, so help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from emu.analysis.environment import emu_version
+from emu.cli.doctor import doctor
+from emu.cli.failure import FINE, INTERRUPTED, WRONG_CALL, Failure
+from emu.cli.replay import replay
+from emu.cli.run import run
+
+app = App(
+    name="emu",
+    help="A concurrent userland laboratory for IOMMU flush queues: real processes, shared memory, measured contention.",
+    help_epilogue="Example: emu run --preset kvm --cpus 4 --domain DMA-FQ --domain DMA-SQ",
+    version=emu_version,
+    verbose=False,
+    print_error=False,
+    exit_on_error=False,
+    result_action="return_value",
+    default_parameter=Parameter(show_default=False),
+    group_parameters="Options",
+)
+app.command(
+    run, usage="Usage: emu run [MACHINE.toml] [OPTIONS]", help_epilogue="Example: emu run --preset lpar --cpus 2"
+)
+app.command(
+    replay,
+    usage="Usage: emu replay CAPTURE [OPTIONS]",
+    help_epilogue="Example: emu replay nvme.trace.gz --domain DMA-SQ",
+)
+app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code, see `emu.cli.failure`.
+    """
+    try:
+        return app(list(arguments)) or FINE
+    except CycloptsError as error:
+        return _complain(arguments, _usage_error(error, arguments), WRONG_CALL)
+    except Failure as failure:
+        return _complain(arguments, str(failure), failure.code)
+    except KeyboardInterrupt:
+        return _complain(arguments, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does. Nothing may be flushed into the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def main() -> NoReturn:
+    """The entry point of `emu`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def _name(arguments: Sequence[str]) -> str:
+    return f"emu {arguments[0]}" if arguments and arguments[0] in app else "emu"
+
+
+def _usage_error(error: CycloptsError, arguments: Sequence[str]) -> str:
+    return f"{str(error).rstrip('.')}; see {_name(arguments)} --help"
+
+
+def _complain(arguments: Sequence[str], message: str, code: int) -> int:
+    print(f"{_name(arguments)}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,199 @@
+"""The options that commands share, and how they become a `Config`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from emu.cli.failure import Failure
+from emu.config import Config, ConfigError, load
+
+Override = tuple[str, str, Any]
+"""(section, key, value) of one value given on the command line."""
+
+_PRESET = ("hypervisor", "preset")
+
+
+def whole_number(_type: type, tokens: Sequence[Token]) -> int:
+    """Convert what was typed; the library would cut 1.5 down to 1."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f'"{tokens[0].value}" is not a whole number') from None
+
+
+_FLAGS = {
+    "preset": _PRESET,
+    "cpus": ("machine", "cpus"),
+    "domain": ("domain", "types"),
+    "engine": ("machine", "engine"),
+    "fq_size": ("domain", "fq_size"),
+    "fq_timeout": ("domain", "fq_timeout_ms"),
+    "on_overrun": ("domain", "on_overrun"),
+    "workload": ("workload", "name"),
+    "seconds": ("machine", "seconds"),
+    "ops": ("machine", "ops"),
+    "seed": ("machine", "seed"),
+}
+"""The option that sets each key, by its name in Python."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MachineOptions:
+    """What the machine is."""
+
+    preset: Annotated[
+        str | None,
+        Parameter(help="Hypervisor preset: kvm, zvm, lpar or bare-metal; default kvm, bare-metal to replay x86."),
+    ] = None
+    cpus: Annotated[
+        int | None,
+        Parameter(
+            converter=whole_number,
+            help="Emulated CPUs, 1 to 4096; default 2 to 4, as cores allow, or as many as were recorded.",
+        ),
+    ] = None
+    domain: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            help="Domain type to run: DMA, DMA-FQ, DMA-SQ, s390-lazy, s390-strict or identity; repeat it to run "
+            "several in turn under the same load; default all but s390-strict, or what the recorded kernel had.",
+        ),
+    ] = None
+    engine: Annotated[
+        str | None, Parameter(help="What an emulated CPU is: processes or threads; default processes.")
+    ] = None
+    fq_size: Annotated[
+        int | None,
+        Parameter(
+            converter=whole_number,
+            help="Entries of a flush queue, a power of two; default 256 for DMA-FQ, 32768 for DMA-SQ.",
+        ),
+    ] = None
+    fq_timeout: Annotated[
+        float | None,
+        Parameter(metavar="MS", help="Timeout of a flush queue, in ms; default 10 for DMA-FQ, 1000 for DMA-SQ."),
+    ] = None
+    on_overrun: Annotated[
+        str | None,
+        Parameter(
+            help="An append to a full ring: kernel loses the ring's IOVAs as Linux does, wait looks again; "
+            "default kernel."
+        ),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            negative=(),
+            metavar="SECTION.KEY=VALUE",
+            help="Set any value of the description, as in --set hypervisor.walk_ns=2.5; repeatable.",
+        ),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go."""
+
+    out: Annotated[
+        Path | None, Parameter(help="New or empty folder for the results; default a new one in emu-runs/.")
+    ] = None
+    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")] = False
+    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False
+
+
+def parse_setting(text: str) -> Override:
+    """Take `section.key=value` apart; the value is read as TOML, and bare words are strings.
+
+    Raises:
+        Failure: it has another form.
+    """
+    place, equals, written = text.partition("=")
+    section, dot, key = place.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise Failure(f"--set {text}: needs the form section.key=value, as in --set machine.cpus=4")
+    written = written.strip()
+    try:
+        table = tomllib.loads(f"value = {written}")
+    except tomllib.TOMLDecodeError:
+        if not written or written[0] in "[{\"'" or "\n" in written:
+            raise Failure(f"--set {text}: {written or 'nothing'} is not a TOML value; quote it or close it") from None
+        return section, key, written
+    if len(table) != 1:
+        raise Failure(f"--set {section}.{key}: takes one value; repeat --set for another")
+    return section, key, table["value"]
+
+
+def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str], tuple[str, Any]]:
+    """Every value given on the command line.
+
+    Args:
+        options: those that commands share.
+        others: a command's own, by the names of `_FLAGS`; None was not given.
+
+    Returns:
+        (section, key) → (the option as typed, value).
+
+    Raises:
+        Failure: two options set the same value, or contradict each other.
+    """
+    typed: dict[tuple[str, str], tuple[str, Any]] = {}
+    for name, (section, key) in _FLAGS.items():
+        value = others.get(name, getattr(options, name, None))
+        if value is not None:
+            typed[section, key] = (f"--{name.replace('_', '-')}", value)
+    for text in options.set_ or ():
+        section, key, value = parse_setting(text)
+        if (section, key) in typed:
+            raise Failure(f"{typed[section, key][0]} and --set {section}.{key} both set {section}.{key}; give one")
+        typed[section, key] = (f"--set {section}.{key}", value)
+    if ("machine", "ops") in typed and ("machine", "seconds") in typed:
+        ops, seconds = typed["machine", "ops"][0], typed["machine", "seconds"][0]
+        raise Failure(f"{ops} and {seconds} contradict each other; give one")
+    return typed
+
+
+def configured(
+    machine_file: Path | None, typed: dict[tuple[str, str], tuple[str, Any]], *, default_preset: str | None = None
+) -> Config:
+    """The description of a run from preset, file and options.
+
+    Args:
+        machine_file: the user's TOML, or None.
+        typed: what `overrides_of` found.
+        default_preset: the preset where neither file nor options name one; None for the usual one.
+
+    Raises:
+        Failure: something in it is wrong; the line names the option or the file to blame.
+    """
+    overrides = [(*place, value) for place, (_, value) in typed.items() if place != _PRESET]
+    preset = str(typed[_PRESET][1]) if _PRESET in typed else default_preset
+    try:
+        return load(machine_file, preset, overrides)
+    except ConfigError as error:
+        message = str(error)
+    if machine_file and overrides and message.startswith(f"{machine_file}: ") and _loads(machine_file, preset):
+        message = f"command line: {message.removeprefix(f'{machine_file}: ')}"
+    for (section, key), (option, _) in typed.items():
+        prefix = f"command line: {section}.{key}: "
+        if message.startswith(prefix):
+            message = f"{option}: {message.removeprefix(prefix)}"
+    raise Failure(message)
+
+
+def _loads(machine_file: Path, preset: str | None) -> bool:
+    """Whether the file is fine without any option."""
+    try:
+        load(machine_file, preset)
+    except ConfigError:
+        return False
+    return True

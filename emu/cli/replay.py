@@ -1,0 +1,157 @@
+"""`emu replay`: the load of a real kernel, from its trace, and its counters beside the emulator's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from emu.cli.failure import Failure
+from emu.cli.options import MachineOptions, OutputOptions, configured, overrides_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from emu.analysis.kernel_comparison import Comparison
+    from emu.capture.counters import KernelCounters
+    from emu.capture.ftrace import Capture
+    from emu.cli.session import Session
+    from emu.config import Config
+    from emu.workload.program import Workload
+
+_MACHINE = MachineOptions()
+_OUTPUT = OutputOptions()
+_S390, _X86 = ("s390x",), ("amd64", "x86_64")
+_CACHING_MODE = "batching disallowed due to virtualization"
+"""What VT-d's driver says when the hypervisor must be told of maps too."""
+
+
+def replay(
+    capture_file: Annotated[
+        Path, Parameter(name="CAPTURE", help="Trace of iommu:map and iommu:unmap in ftrace's text form, plain or .gz.")
+    ],
+    /,
+    *,
+    machine: MachineOptions = _MACHINE,
+    speed: Annotated[str, Parameter(help="asap: as fast as possible; real: as recorded; default asap.")] = "asap",
+    output: OutputOptions = _OUTPUT,
+) -> int:
+    """Replay what a real kernel mapped and unmapped, on as many CPUs as it had.
+
+    With its description NAME.json beside it, the kernel's counters are shown too, and say which domain and preset are
+    the default; without, DMA and DMA-SQ are run under the preset kvm.
+    """
+    typed = overrides_of(machine)
+    if speed not in ("asap", "real"):
+        raise Failure(f"--speed: must be asap or real, not {speed!r}")
+
+    from emu.capture.counters import read_counters
+    from emu.capture.ftrace import CaptureError, read_capture
+    from emu.report.progress import ProgressBars
+
+    try:
+        kernel = read_counters(capture_file)
+        # Wrong options are told before a long trace is read.
+        _configured(typed, kernel, capture_file)
+        with ProgressBars(quiet=output.quiet) as bars:
+            capture = read_capture(capture_file, bars.read)
+        typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
+        config = _configured(typed, kernel, capture_file)
+        return _replay(capture, kernel, config, output, speed)
+    except CaptureError as error:
+        raise Failure(str(error)) from None
+
+
+def _replay(capture: Capture, kernel: KernelCounters | None, config: Config, output: OutputOptions, speed: str) -> int:
+    from emu.cli.session import Session
+
+    with Session("replay", config, output, "replay") as session:
+        session.more["speed"] = speed
+        session.more["capture"] = _described(capture)
+        session.run_domains(lambda: _workload(capture, config), real_time=speed == "real")
+        comparisons = _compare(session, capture, kernel, config)
+        session.print_results(lambda console: _print(console, capture, kernel, comparisons, speed))
+    return session.exit_code
+
+
+def _configured(
+    typed: dict[tuple[str, str], tuple[str, Any]], kernel: KernelCounters | None, capture_file: Path
+) -> Config:
+    types = ("", _default_domains(kernel))
+    preset = "bare-metal" if _is_on(kernel, _X86) and not _is_caching_mode(capture_file) else None
+    return configured(None, {("domain", "types"): types, **typed}, default_preset=preset)
+
+
+def _default_domains(kernel: KernelCounters | None) -> list[str]:
+    """The domain that the kernel had, where that is known."""
+    if kernel is None or kernel.is_lazy is None:
+        return ["DMA", "DMA-SQ"]
+    if not kernel.is_lazy:
+        return ["DMA"]
+    return ["DMA-SQ"] if _is_on(kernel, _S390) else ["DMA-FQ"]
+
+
+def _is_on(kernel: KernelCounters | None, architectures: tuple[str, ...]) -> bool:
+    return kernel is not None and kernel.kernel.endswith(architectures)
+
+
+def _is_caching_mode(capture_file: Path) -> bool:
+    from emu.capture.ftrace import capture_name
+
+    try:
+        return _CACHING_MODE in (capture_file.parent / f"{capture_name(capture_file)}.json").read_text(errors="replace")
+    except OSError:
+        return False
+
+
+def _workload(capture: Capture, config: Config) -> Workload:
+    from emu.workload.from_capture import capture_workload
+
+    return capture_workload(capture, config.machine.cpus)
+
+
+def _described(capture: Capture) -> dict[str, Any]:
+    times = capture.events["time_ns"]
+    return {
+        "name": capture.name,
+        "path": str(capture.path),
+        "cpus": capture.cpus,
+        "seconds": float(times.max() - times.min()) / 1e9,
+        "mappings": len(capture.mappings),
+        "report": asdict(capture.report),
+        "sentences": capture.report.sentences(),
+    }
+
+
+def _compare(session: Session, capture: Capture, kernel: KernelCounters | None, config: Config) -> list[Comparison]:
+    """Put the kernel's counters into the summary; a difference that must not be makes the command fail."""
+    from emu.analysis.kernel_comparison import compare
+
+    if kernel is None:
+        return []
+    types_seen = len({name for _, name in capture.domain_types})
+    found = [compare(run, kernel, shadows=config.hypervisor.shadows, types_seen=types_seen) for run in session.runs]
+    comparisons = [comparison for comparison in found if comparison]
+    session.more["kernel"] = {
+        "release": kernel.kernel,
+        "domain_type": kernel.domain_type,
+        "restarted": kernel.restarted,
+        "compared_phases": kernel.comparable_phases,
+        "comparisons": [comparison.as_dict() for comparison in comparisons],
+    }
+    is_flawless = not capture.report.sentences()
+    session.disagrees = session.is_whole and is_flawless and not all(each.agrees for each in comparisons)
+    session.write_summary()
+    return comparisons
+
+
+def _print(
+    console: Console, capture: Capture, kernel: KernelCounters | None, comparisons: list[Comparison], speed: str
+) -> None:
+    """What the capture held, and the counters."""
+    from emu.report.kernel_counters import print_capture, print_comparisons
+
+    print_capture(console, capture)
+    print_comparisons(console, comparisons, kernel, speed)

@@ -1,0 +1,212 @@
+"""Running domains in turn: results are kept and shown whatever happens on the way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+
+from emu.analysis.environment import environment, scheduling_warnings
+from emu.analysis.run_result import run_result
+from emu.analysis.summary import as_json, summary
+from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, WRONG_CALL, Failure
+from emu.cli.options import OutputOptions
+from emu.config import Config, ConfigError, DomainType
+from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
+from emu.machine.supervisor import MachineError, MachineRun, run_machine
+from emu.report.progress import ProgressBars
+from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
+from emu.report.table import print_table
+from emu.workload.program import Workload
+
+_KEY_FIGURES = ("ops", "seconds", "pairs_per_s", "counters", "flushes", "overruns", "violations")
+
+
+class Session:
+    """One command that runs domains.
+
+    Args:
+        command: "run" or "replay".
+        config: the resolved description.
+        output: where results go.
+        label: what it is about, for the folder's name.
+
+    Attributes:
+        runs: results so far, elements of `runs` in summary.json.
+        more: further keys of summary.json.
+        disagrees: results differ from what they must be.
+
+    Raises:
+        Failure: the folder that the user named cannot be used.
+    """
+
+    def __init__(self, command: str, config: Config, output: OutputOptions, label: str) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.more: dict[str, Any] = {}
+        self.disagrees = False
+        self._command = command
+        self._config = config
+        self._output = output
+        self._environment = environment()
+        self._warnings = scheduling_warnings(self._environment, config.machine.cpus, _hypervisors(config))
+        self._died: str | None = None
+        self._interrupted = False
+        self._error: str | None = None
+        self._bars = ProgressBars(quiet=output.quiet)
+        self._folder = _folder(output, label)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with."""
+        if self._interrupted:
+            return INTERRUPTED
+        if self._error:
+            return WRONG_CALL
+        if self._died:
+            return DEATH
+        if self.disagrees or any(_is_violated(run) for run in self.runs):
+            return VIOLATION
+        if self._output.out and self._folder.problem:
+            return WRONG_CALL
+        return FINE
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every domain ran to its end."""
+        return not (self._interrupted or self._error or self._died)
+
+    def __enter__(self) -> Self:
+        self._folder.write("config.toml", self._config.to_toml())
+        self._folder.log(
+            f"{self._command}_started", config=self._config.model_dump(mode="json"), environment=self._environment
+        )
+        for warning in self._warnings:
+            self._folder.log("warning", message=warning)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._folder.log(f"{self._command}_finished", exit_code=self.exit_code, error=repr(error) if error else None)
+        self._folder.close()
+        self._complain()
+
+    def run_domains(self, workload_of: Callable[[], Workload], *, real_time: bool = False) -> None:
+        """Run every domain of the description under one load, until one fails.
+
+        Args:
+            workload_of: builds the load, the same for all.
+            real_time: honour recorded times.
+        """
+        try:
+            with self._bars:
+                workload = workload_of()
+                for domain in self._config.domain.types:
+                    self._run(domain, workload, real_time=real_time)
+                    if not self.is_whole:
+                        break
+        except KeyboardInterrupt:
+            self._interrupted = True
+            self._folder.log("interrupted")
+        except (MachineError, ConfigError) as error:
+            self._error = str(error)
+            self._folder.log("error", message=self._error)
+        self.write_summary()
+
+    def write_summary(self) -> None:
+        """Bring summary.json up to date."""
+        self._folder.write("summary.json", as_json(self._summary()))
+
+    def print_results(self, print_more: Callable[[Console], None] | None = None) -> None:
+        """Print what was found out: one JSON object, or the table and what to make of it.
+
+        Args:
+            print_more: prints what else there is, between the table and the notes.
+        """
+        if self._output.json:
+            sys.stdout.write(as_json(self._summary()))
+            sys.stdout.flush()
+            return
+        console = Console(highlight=False)
+        print_table(console, self.runs)
+        console.print()
+        for line in (*gain_and_exposure(self.runs), *most_waited_for_locks(self.runs)):
+            console.print(escape(line))
+        if print_more:
+            print_more(console)
+        for line in dict.fromkeys([*remarks(self.runs), *self._all_warnings()]):
+            console.print(f"[yellow]Note[/yellow]: {escape(line)}")
+        if self._folder.path and not self._folder.problem:
+            console.print(f"Results: {escape(str(self._folder.path))}", soft_wrap=True)
+
+    def _run(self, domain: DomainType, workload: Workload, *, real_time: bool) -> None:
+        self._folder.log("domain_started", domain=domain, workload=workload.name, cpus=len(workload.programs))
+        finished = run_machine(
+            self._config,
+            domain,
+            workload,
+            real_time=real_time,
+            on_compile=self._bars.compiled,
+            on_progress=lambda fraction: self._bars.ran(domain, fraction),
+        )
+        self._take(run_result(self._config, domain, workload, finished.recording), finished)
+        self.write_summary()
+
+    def _take(self, result: dict[str, Any], finished: MachineRun) -> None:
+        domain = result["domain"]
+        self.runs.append(
+            {**result, "died": finished.died, "interrupted": finished.interrupted, "warnings": finished.warnings}
+        )
+        for warning in finished.warnings:
+            self._folder.log("warning", domain=domain, message=warning)
+        for process in result["processes"]:
+            self._folder.log("process_ended", domain=domain, **process)
+        if finished.died:
+            self._died = f"{domain}: {finished.died}"
+            self._folder.log("death", domain=domain, message=finished.died)
+        if finished.interrupted:
+            self._interrupted = True
+            self._folder.log("interrupted", domain=domain)
+        self._folder.log("domain_finished", domain=domain, **{name: result[name] for name in _KEY_FIGURES})
+
+    def _summary(self) -> dict[str, Any]:
+        whole = {**self._environment, "warnings": self._warnings}
+        folder = str(self._folder.path) if self._folder.path else None
+        return summary(whole, self.runs, command=self._command, folder=folder, **self.more)
+
+    def _all_warnings(self) -> list[str]:
+        of_runs = [f"{run['domain']}: {text}" for run in self.runs for text in run["warnings"]]
+        notes = [text for run in self.runs for text in run.get("notes", ())]
+        return [*self._warnings, *of_runs, *notes]
+
+    def _complain(self) -> None:
+        """Say on stderr, a line each, why the results are not what was asked for."""
+        for problem in (self._died, "interrupted; what was measured is kept" if self._interrupted else None):
+            if problem:
+                self._say(f"{problem}; results are partial" if problem is self._died else problem)
+        for problem in (self._error, self._folder.problem):
+            if problem:
+                self._say(problem)
+
+    def _say(self, message: str) -> None:
+        print(f"emu {self._command}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _folder(output: OutputOptions, label: str) -> RunFolder:
+    try:
+        return open_run_folder(output.out, label)
+    except RunFolderError as error:
+        raise Failure(f"--out {error}") from None
+
+
+def _hypervisors(config: Config) -> int:
+    return config.hypervisor.servers if config.hypervisor.service == "process" else 0
+
+
+def _is_violated(run: dict[str, Any]) -> bool:
+    conservation = run.get("conservation")
+    return bool(run["violations"]) or (conservation is not None and not conservation["holds"])

@@ -1,0 +1,263 @@
+"""The one description of a run: machine, domain, hypervisor, workload. Files (TOML), presets and flags all end here.
+
+A preset describes a hypervisor and is a TOML file of the package; a machine file is the user's TOML; flags come last.
+`Config.model_validate` is strict: an unknown key, a wrong unit or a contradiction is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
+QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
+DEFAULT_DOMAINS: tuple[DomainType, ...] = ("DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "identity")
+MAX_CPUS = 4096
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "kvm"
+
+Nanoseconds = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class ConfigError(Exception):
+    """The description of a run is wrong; the message is one line: what, where, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True)
+
+
+class MachineConfig(_Section):
+    """The emulated machine and how long it runs."""
+
+    cpus: int = Field(default_factory=lambda: default_cpus(), ge=1, le=MAX_CPUS, description="emulated CPUs")
+    engine: Literal["processes", "threads"] = Field("processes", description="what a CPU is")
+    seconds: float = Field(1.5, gt=0, le=86_400, description="run time of each domain, in s")
+    ops: int | None = Field(None, ge=1, description="map+unmap pairs over all CPUs; replaces `seconds`")
+    seed: int = Field(1, ge=0, lt=2**63, description="of everything random")
+    hz: Literal[100, 250, 300, 1000] = Field(250, description="timer ticks a second")
+    pin: bool = Field(True, description="bind CPUs to cores when there are enough")
+    check: bool = Field(True, description="check on every operation that no IOVA is handed out twice")
+
+
+class DomainConfig(_Section):
+    """The IOMMU domain: which schemes to run, in turn, and their options."""
+
+    types: list[DomainType] = Field(default_factory=lambda: list(DEFAULT_DOMAINS), min_length=1)
+    fq_size: int | None = Field(None, ge=2, le=1 << 24, description="entries of a ring; default 256, single 32768")
+    fq_timeout_ms: float | None = Field(None, gt=0, le=3_600_000, description="default 10 ms, single 1000 ms")
+    on_overrun: Literal["kernel", "wait"] = Field("kernel", description="what an append to a full ring does")
+    aperture_start: int = Field(0x1_0000_0000, ge=0, lt=1 << 42, description="first IOVA, in bytes")
+    aperture_mb: int = Field(4096, ge=1, le=1 << 22, description="size of the IOVA space, in MiB")
+    dma_bits: int = Field(64, ge=20, le=64, description="address bits that the device can drive")
+    reserved: list[tuple[int, int]] = Field(
+        default_factory=list, description="IOVA ranges never handed out: first and last byte of each"
+    )
+    iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
+    fq_memory_mb: int = Field(1024, ge=0, le=1 << 20, description="most memory the rings may take, in MiB")
+
+    @field_validator("fq_size")
+    @classmethod
+    def _power_of_two(cls, value: int | None) -> int | None:
+        if value is not None and value & (value - 1):
+            raise ValueError(f"must be a power of two, as {1 << value.bit_length()} is")
+        return value
+
+    @field_validator("aperture_start")
+    @classmethod
+    def _page_aligned(cls, value: int) -> int:
+        if value % 4096:
+            raise ValueError("must be a multiple of 4096")
+        return value
+
+    @field_validator("types")
+    @classmethod
+    def _no_repetition(cls, value: list[DomainType]) -> list[DomainType]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a domain twice")
+        return value
+
+
+class HypervisorConfig(_Section):
+    """Who flushes, and what a flush costs."""
+
+    preset: str = Field(DEFAULT_PRESET, description="where the other values come from unless given")
+    shadows: bool = Field(description="it shadows the guest's table, and must be told of every map too")
+    intercept_ns: Nanoseconds = Field(description="cost of the trap itself")
+    walk_ns: Nanoseconds = Field(description="cost for each inspected entry")
+    change_ns: Nanoseconds = Field(description="cost for each changed entry")
+    absent_entries: Literal["skip", "count"] = Field(description="whether entries of absent tables are inspected")
+    servers: int = Field(1, ge=1, le=64, description="how many requests are served at a time")
+    service: Literal["process", "inline"] = Field("process", description="who serves: a process, or the trapping CPU")
+
+
+class WorkloadConfig(_Section):
+    """The load. Which of the numbers matter depends on the name."""
+
+    name: Literal["map_benchmark", "nvme", "nic"] = "nvme"
+    queue_depth: int = Field(32, ge=1, le=65_536, description="requests under way on each CPU")
+    granule: int = Field(1, ge=1, le=1024, description="map_benchmark: pages of each mapping")
+    hold_ns: Nanoseconds = Field(0, description="map_benchmark: how long a mapping is held")
+    block_kb: dict[int, float] = Field(
+        default_factory=lambda: {4: 0.7, 16: 0.15, 64: 0.1, 128: 0.05},
+        description="nvme: share of each block size in KiB",
+    )
+    completion: Literal["same", "other"] = Field("same", description="nvme: CPU on which a request completes")
+    ring: int = Field(256, ge=1, le=65_536, description="nic: receive buffers of each CPU")
+    batch: int = Field(32, ge=1, le=4096, description="nic: buffers refilled and unmapped together")
+
+    @field_validator("block_kb", mode="before")
+    @classmethod
+    def _sizes_are_numbers(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {int(size): share for size, share in value.items()}
+        return value
+
+    @field_validator("block_kb")
+    @classmethod
+    def _shares(cls, value: dict[int, float]) -> dict[int, float]:
+        if not all(0 <= share < math.inf for share in value.values()):
+            raise ValueError("a share must be a number from 0 up")
+        if not any(value.values()):
+            raise ValueError("needs at least one block size with a share above 0")
+        for size in value:
+            if size < 1 or size > 4096:
+                raise ValueError(f"block size {size} KiB is not in 1…4096")
+        return value
+
+
+class Config(_Section):
+    """A whole run."""
+
+    machine: MachineConfig = Field(default_factory=MachineConfig)
+    domain: DomainConfig = Field(default_factory=DomainConfig)
+    hypervisor: HypervisorConfig
+    workload: WorkloadConfig = Field(default_factory=WorkloadConfig)
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Config:
+        if self.machine.ops is not None and "seconds" in self.machine.model_fields_set:
+            raise ValueError("machine.ops and machine.seconds contradict each other; give one")
+        if self.hypervisor.service == "inline" and self.hypervisor.servers > 1:
+            raise ValueError("hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time")
+        queue_options = {"fq_size", "fq_timeout_ms", "on_overrun"} & self.domain.model_fields_set
+        if queue_options and not QUEUED & set(self.domain.types):
+            raise ValueError(
+                f"domain.{min(queue_options)} needs a domain with a flush queue, and types has none; add DMA-FQ or DMA-SQ"
+            )
+        end = self.domain.aperture_start + (self.domain.aperture_mb << 20)
+        if end > 1 << 42:
+            raise ValueError("domain.aperture_start + aperture_mb ends above 2^42, the reach of a three-level table")
+        if self.domain.dma_bits < 64 and 1 << self.domain.dma_bits <= self.domain.aperture_start:
+            raise ValueError("domain.dma_bits ends below domain.aperture_start: the device reaches no address")
+        for first, last in self.domain.reserved:
+            if first > last or first % 4096 or (last + 1) % 4096:
+                raise ValueError("domain.reserved needs whole pages: [first byte, last byte] with first < last")
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved description; reading it back gives an equal Config."""
+        data = self.model_dump(exclude_none=True)
+        if self.machine.ops is not None:
+            del data["machine"]["seconds"]
+        if not QUEUED & set(self.domain.types):
+            for name in ("fq_size", "fq_timeout_ms", "on_overrun"):
+                data["domain"].pop(name, None)
+        data["workload"]["block_kb"] = {str(size): share for size, share in self.workload.block_kb.items()}
+        return tomli_w.dumps(data)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_cpus() -> int:
+    """2 to 4 emulated CPUs, leaving a core for the hypervisor where there is one."""
+    return max(2, min(4, cores() - 1))
+
+
+def presets() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give a TOML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8; give a TOML file") from None
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and arrays as deep
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in presets():
+        raise ConfigError(f"unknown preset {name!r}; there are {', '.join(presets())}")
+    return _read_toml(PRESETS / f"{name}.toml")
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], where: str) -> None:
+    for section, values in over.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: {section} must be a table, as in [{section}]")
+        base.setdefault(section, {}).update(values)
+
+
+def _one_line(error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).isdigit()) or "the description"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "no such key; see the reference of the config"
+    elif first["type"] != "value_error":
+        message = f"{message}, not {first['input']!r}"
+    if place == "the description":
+        return f"{where}: {message}"
+    return f"{where}: {place}: {message}"
+
+
+def load(
+    machine_file: Path | None = None, preset: str | None = None, overrides: Iterable[tuple[str, str, Any]] = ()
+) -> Config:
+    """Put a description together: preset, then machine file, then single values.
+
+    Args:
+        machine_file: the user's TOML, or None.
+        preset: name of the hypervisor preset; None takes the file's, or `kvm`.
+        overrides: (section, key, value); None values are left out.
+
+    Raises:
+        ConfigError: with one line that says what is wrong, where, and what to do.
+    """
+    from_file = _read_toml(machine_file) if machine_file else {}
+    hypervisor = from_file.get("hypervisor", {})
+    name = preset or (hypervisor.get("preset") if isinstance(hypervisor, Mapping) else None) or DEFAULT_PRESET
+    data: dict[str, Any] = {}
+    where = str(machine_file) if machine_file else "command line"
+    _merge(data, _preset(str(name)), f"preset {name}")
+    _merge(data, from_file, where)
+    data.setdefault("hypervisor", {})["preset"] = name
+    for section, key, value in overrides:
+        if value is not None:
+            data.setdefault(section, {})[key] = value
+            if (section, key) == ("machine", "ops"):
+                data["machine"].pop("seconds", None)
+            elif (section, key) == ("machine", "seconds"):
+                data["machine"].pop("ops", None)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, where)) from None

@@ -1,0 +1,52 @@
+"""One run from description to result: a machine, then what its recording says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from emu.analysis.run_result import run_result
+from emu.config import Config, DomainType
+from emu.machine.supervisor import MachineError, compile_machine
+from emu.machine.supervisor import run_machine as _run_machine
+from emu.workload.program import Workload
+
+__all__ = ["MachineError", "Outcome", "compile_machine", "run_machine"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        run: one element of `runs` in summary.json.
+        died: who died of what, when a process of the machine died, else None.
+        interrupted: the user stopped it.
+        warnings: sentences for the user.
+    """
+
+    run: dict[str, Any]
+    died: str | None
+    interrupted: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+def run_machine(
+    config: Config,
+    domain: DomainType,
+    workload: Workload,
+    *,
+    real_time: bool = False,
+    on_compile: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Run one load on one domain; arguments and errors as in emu.machine.supervisor.run_machine."""
+    machine = _run_machine(
+        config, domain, workload, real_time=real_time, on_compile=on_compile, on_progress=on_progress
+    )
+    run = run_result(config, domain, workload, machine.recording)
+    run["died"] = machine.died
+    run["interrupted"] = machine.interrupted
+    run["warnings"] = machine.warnings
+    return Outcome(run, machine.died, machine.interrupted, machine.warnings)

@@ -1,0 +1,77 @@
+"""RPCIT, the instruction by which an s390 guest tells its hypervisor that translations changed (Refresh PCI Translations).
+
+A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests queue
+in FIFO order by ticket. With `service = "inline"` the trapping CPU serves its own request under the hypervisor's lock
+instead, as KVM does. The address and length in the request are in pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.hypervisor.service import serve_request
+from emu.hypervisor.state import REQUEST_DONE, REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t
+from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
+from emu.native.clock import cpu_relax
+from emu.native.compile import inline, slow
+from emu.native.futex import futex_wait, futex_wake
+from emu.native.lock import spin_lock, spin_unlock
+from emu.native.record import address_of, deref, element
+from emu.native.time import now_ns
+
+RPCIT_OK = 0
+RPCIT_NOT_SERVED = -5
+"""The machine is being stopped and its hypervisor may be dead (−EIO)."""
+
+_SLEEP_NS = 20_000_000
+
+
+@slow
+def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
+    """Have the hypervisor look at a range of the guest's table.
+
+    Returns:
+        RPCIT_OK, or RPCIT_NOT_SERVED when the machine stops.
+    """
+    hv = deref(hypervisor_t, cpu.hypervisor)
+    request = deref(request_t, cpu.request)
+    request.start_pfn = start_pfn
+    request.pages = pages
+    request.is_global = is_global
+    request.posted_ns = now_ns(cpu)
+    if hv.is_inline:
+        spin_lock(cpu, hv.lock)
+        serve_request(cpu, hv, request)
+        spin_unlock(cpu, hv.lock)
+        return RPCIT_OK
+    _post(cpu, hv, request)
+    return _wait_until_served(cpu, hv, request)
+
+
+@inline
+def _post(cpu: Any, hv: Any, request: Any) -> None:
+    write_once(request, "state", REQUEST_POSTED)
+    ticket = fetch_add(hv, "tail", 1)
+    # Release: the request is written before its slot can be found. Pairs with the acquire in take_request().
+    smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", cpu.slot + 1)
+    # Either this CPU sees a sleeping server or the server sees the request: pairs with smp_mb() in the server's sleep.
+    smp_mb()
+    if read_once(hv, "sleepers"):
+        fetch_add(hv, "doorbell", 1)
+        futex_wake(address_of(hv, "doorbell"), 1)
+
+
+@inline
+def _wait_until_served(cpu: Any, hv: Any, request: Any) -> int:
+    for _ in range(hv.guest_spins):
+        # Acquire (cmpxchg below does as much): the shadow table is updated before the request is done.
+        if read_once(request, "state") == REQUEST_DONE:
+            break
+        cpu_relax()
+    while True:
+        state = cmpxchg(request, "state", REQUEST_POSTED, REQUEST_POSTED | REQUEST_WAITERS)
+        if state == REQUEST_DONE:
+            return RPCIT_OK
+        futex_wait(address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)
+        if read_once(request, "state") != REQUEST_DONE and read_once(deref(int64_t, cpu.abort), "value"):
+            return RPCIT_NOT_SERVED

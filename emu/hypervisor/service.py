@@ -1,0 +1,108 @@
+"""Serving one RPCIT: walk the guest's table, bring the shadow table up to date, and take as long as that costs.
+
+The walk and the changes are really done; the counts are real. The emulated time is intercept + inspected · walk +
+changed · change, spent from the moment service starts; the work done here hides inside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.hypervisor.state import server_t
+from emu.iommu.io_pgtable import (
+    ZPCI_PT_ENTRIES,
+    calc_px,
+    dma_walk_cpu_trans,
+    io_pgtable,
+    page_table_of,
+    segment_table_of,
+)
+from emu.native.atomics import int64_t, read_once, write_once
+from emu.native.compile import inline, jit, slow
+from emu.native.histogram import record_value
+from emu.native.record import deref, element
+from emu.native.time import now_ns, spend_until
+
+_PAGES_PER_SEGMENT_TABLE = 1 << 19
+_STEP_NS = 20_000_000
+
+
+@jit
+def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
+    """Compare one page table's entries with the shadow's and copy what differs. Returns how many did."""
+    shadow = dma_walk_cpu_trans(hv.shadow, server.spares, pfn)
+    if shadow == 0:
+        return 0
+    changed = 0
+    for px in range(calc_px(pfn), calc_px(pfn) + stop_pfn - pfn):
+        pte = read_once(element(int64_t, guest, px), "value")
+        entry = element(int64_t, shadow, px)
+        if entry.value != pte:
+            write_once(entry, "value", pte)
+            changed += 1
+    return changed
+
+
+@slow
+def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
+    """Bring the shadow of a range up to date, skipping absent tables. Returns inspected << 32 | changed."""
+    pgtable = deref(io_pgtable, hv.guest_table)
+    inspected = changed = 0
+    pfn = start_pfn
+    while pfn < end_pfn:
+        if segment_table_of(pgtable, pfn) == 0:
+            pfn = (pfn | (_PAGES_PER_SEGMENT_TABLE - 1)) + 1
+            continue
+        stop_pfn = min(end_pfn, (pfn | (ZPCI_PT_ENTRIES - 1)) + 1)
+        guest = page_table_of(pgtable, pfn)
+        if guest:
+            inspected += stop_pfn - pfn
+            if hv.shadows:
+                changed += _shadow_page_table(hv, server, guest, pfn, stop_pfn)
+        pfn = stop_pfn
+    return inspected << 32 | changed
+
+
+@inline
+def _note_waiting(server: Any, request: Any, free_at_ns: int, started_ns: int) -> None:
+    wait_ns = max(free_at_ns - request.posted_ns, 0)
+    schedule_ns = max(started_ns - max(free_at_ns, request.posted_ns), 0)
+    server.total_wait_ns += wait_ns
+    server.max_wait_ns = max(server.max_wait_ns, wait_ns)
+    server.total_schedule_ns += schedule_ns
+    server.max_schedule_ns = max(server.max_schedule_ns, schedule_ns)
+    record_value(server.wait_histogram, wait_ns)
+    record_value(server.schedule_histogram, schedule_ns)
+
+
+@slow
+def _spend(cpu: Any, deadline_ns: int) -> None:
+    """Let time pass in steps, so that a machine that is being stopped need not wait for a long flush."""
+    abort = deref(int64_t, cpu.abort)
+    while now_ns(cpu) < deadline_ns and not read_once(abort, "value"):
+        spend_until(cpu, min(deadline_ns, now_ns(cpu) + _STEP_NS))
+
+
+@slow
+def serve_request(cpu: Any, hv: Any, request: Any) -> None:
+    """Serve one request and take as long as it costs; `cpu.server` is the address of the server's record."""
+    server = deref(server_t, cpu.server)
+    started_ns = now_ns(cpu)
+    free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
+    _note_waiting(server, request, free_at_ns, started_ns)
+    counts = _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+    walked = request.pages if hv.absent_counts else counts >> 32
+    changed = counts & 0xFFFFFFFF
+    emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
+    _spend(cpu, started_ns + emulated_ns)
+    finished_ns = now_ns(cpu)
+    server.requests += 1
+    server.global_requests += request.is_global
+    server.walked += walked
+    server.changed += changed
+    server.emulated_ns += emulated_ns
+    server.busy_ns += finished_ns - started_ns
+    server.free_at_ns = finished_ns
+    hv.free_at_ns = finished_ns
+
+

@@ -1,0 +1,62 @@
+"""The hypervisor's records: its cost model, the request queue, what each server did."""
+
+from __future__ import annotations
+
+from emu.iommu.io_pgtable import io_pgtable, table_spares
+from emu.native.lock import spinlock_t
+from emu.native.record import struct
+
+REQUEST_IDLE, REQUEST_POSTED, REQUEST_DONE = 0, 1, 2
+REQUEST_WAITERS = 4
+
+request_t = struct(
+    lines=("state",), state="i4", is_global="i4", start_pfn="i8", pages="i8", posted_ns="i8", started_ns="i8"
+)
+"""One for each process that can trap; it has at most one request under way."""
+
+hypervisor_t = struct(
+    lines=("lock", "tail", "head", "doorbell", "intercept_ns"),
+    lock=spinlock_t,
+    tail="i8",
+    head="i8",
+    doorbell="i4",
+    sleepers="i4",
+    intercept_ns="i8",
+    walk_ps="i8",
+    change_ps="i8",
+    absent_counts="i8",
+    shadows="i8",
+    is_inline="i8",
+    poll_ns="i8",
+    guest_spins="i8",
+    ring="i8",
+    ring_mask="i8",
+    requests="i8",
+    guest_table="i8",
+    shadow=io_pgtable,
+    free_at_ns="i8",
+)
+"""`walk_ps` and `change_ps` in ps for each entry; `absent_counts`: entries of absent tables count as inspected;
+`shadows`: there is a shadow table to update; `free_at_ns`: when the server served last became free (inline service)."""
+
+server_t = struct(
+    lines=("requests",),
+    requests="i8",
+    global_requests="i8",
+    busy_ns="i8",
+    emulated_ns="i8",
+    walked="i8",
+    changed="i8",
+    total_wait_ns="i8",
+    max_wait_ns="i8",
+    total_schedule_ns="i8",
+    max_schedule_ns="i8",
+    total_queued="i8",
+    max_queued="i8",
+    free_at_ns="i8",
+    wait_histogram="i8",
+    schedule_histogram="i8",
+    spares=table_spares,
+)
+"""What one server, or one CPU that serves itself, has done. `wait` is the time in the emulated queue, until a server was
+free; `schedule` the time this machine took to get the server running after that; `queued` the requests found waiting."""

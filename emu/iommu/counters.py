@@ -1,0 +1,45 @@
+"""What each CPU counts; the machine's figures are the sums over its processes.
+
+The first five are the kernel's, under the names of debugfs/pci/<device>/statistics. The kernel keeps them in one record
+for each domain and adds atomically; here each process has its own, which costs nothing.
+"""
+
+from __future__ import annotations
+
+from emu.native.record import struct
+
+iommu_ctrs = struct(
+    mapped_pages="i8",
+    unmapped_pages="i8",
+    global_rpcits="i8",
+    sync_map_rpcits="i8",
+    sync_rpcits="i8",
+    maps="i8",
+    unmaps="i8",
+    map_failures="i8",
+    flushes_full="i8",
+    flushes_timeout="i8",
+    flushes_no_resources="i8",
+    flushes_wrap="i8",
+    reclaimed="i8",
+    overruns="i8",
+    overrun_iovas="i8",
+    rcache_flushes="i8",
+    lost_iovas="i8",
+    exposures="i8",
+    exposure_page_ticks="i8",
+    exposure_max_ticks="i8",
+    violations="i8",
+)
+"""`maps`, `unmaps`: calls of the DMA API that succeeded; `reclaimed`: IOVAs given back to the allocator after a flush;
+`overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
+frees of a range the allocator does not know; `exposures`: IOVAs whose window between unmap and flush has closed."""
+
+KERNEL_NAMES = {
+    "Mapped pages": "mapped_pages",
+    "Unmapped pages": "unmapped_pages",
+    "Global RPCITs": "global_rpcits",
+    "Sync Map RPCITs": "sync_map_rpcits",
+    "Sync RPCITs": "sync_rpcits",
+}
+"""The kernel's name of each counter it has, in its order."""

@@ -1,0 +1,264 @@
+"""Flush queues (drivers/iommu/dma-iommu.c, 6.7 and later): unmapped IOVAs wait for a flush that makes them reusable.
+
+Flushing the IOTLB at every unmap is dear. With a flush queue an unmap clears the page-table entries and puts the IOVA on
+a ring, either this CPU's or one for all, and a single flush of everything, when the ring is full or a timer fires, makes
+the whole ring reusable. The invariant: an IOVA becomes allocatable only after a flush that started after its unmap has
+finished. Two counters carry it: entries are stamped with the number of flushes started, and freed once more flushes than
+that have finished.
+
+As in the kernel, a CPU whose own flush has finished appends without looking again whether there is room; if an earlier
+flush of another CPU is still under way, nothing could be freed, the append wraps onto the ring's head, and the whole
+ring is lost. `overruns` counts it, and `wait_on_overrun` looks again instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.iommu.exposure import close_window
+from emu.iommu.iova import free_iova_fast, iova_domain
+from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all
+from emu.native.atomics import (
+    atomic64_t,
+    atomic_t,
+    fetch_add,
+    int64_t,
+    read_once,
+    smp_load_acquire,
+    smp_mb,
+    smp_store_release,
+    smp_wmb,
+    write_once,
+    xchg,
+)
+from emu.native.clock import cpu_relax, sched_yield
+from emu.native.compile import inline, jit, slow
+from emu.native.lock import spin_lock, spin_unlock, spinlock_t
+from emu.native.record import deref, element, pointer_to, struct
+from emu.native.time import now_ticks
+from emu.native.timer import add_timer, timer_t
+
+PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
+
+iova_fq_entry = struct(iova_pfn="i8", pages="i8", counter="i8", queued_at="i8")
+"""`counter`: flushes started when the entry was queued; `queued_at` in ticks."""
+_ENTRY_BYTES = iova_fq_entry.itemsize
+
+iova_fq = struct(
+    lines=("lock", "head"),
+    lock=spinlock_t,
+    head="i4",
+    tail="i4",
+    mod_mask="i4",
+    max_depth="i4",
+    entries="i8",
+    queued="i8",
+    total_depth="i8",
+)
+"""One ring of `mod_mask + 1` entries, of which one stays empty; `queued` counts appends, `total_depth` sums the depths
+they found."""
+
+iommu_dma_cookie = struct(
+    lines=("fq_flush_start_cnt", "fq_flush_finish_cnt", "fq_timer_on", "iovad"),
+    single_fq="i8",
+    percpu_fq="i8",
+    fq_domain="i8",
+    qt="i8",
+    fq_size="i8",
+    fq_timeout_ns="i8",
+    num_possible_cpus="i8",
+    wait_on_overrun="i8",
+    fq_timer=timer_t,
+    fq_flush_start_cnt=atomic64_t,
+    fq_flush_finish_cnt=atomic64_t,
+    fq_flush_finished_at="i8",
+    fq_timer_on=atomic_t,
+    iovad=iova_domain,
+)
+"""`fq_domain` is 0 until the queue may be used; `fq_flush_finished_at` (ticks) belongs to the latest finish."""
+
+
+@inline
+def fq_full(fq: Any) -> bool:
+    """No room for another entry."""
+    return ((fq.tail + 1) & fq.mod_mask) == fq.head
+
+
+@inline
+def fq_ring_add(fq: Any) -> int:
+    """Index of the entry to write."""
+    idx = fq.tail
+    fq.tail = (idx + 1) & fq.mod_mask
+    return idx
+
+
+@inline
+def fq_depth(fq: Any) -> int:
+    """Entries in the ring."""
+    return (fq.tail - fq.head) & fq.mod_mask
+
+
+@jit
+def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
+    """Free what a finished flush has made reusable."""
+    # Acquire: pairs with the increment in fq_flush_iotlb(), so that the flush's time is at least this counter's.
+    counter = smp_load_acquire(cookie.fq_flush_finish_cnt, "counter")
+    finished_at = read_once(cookie, "fq_flush_finished_at")
+    while fq.head != fq.tail:
+        entry = element(iova_fq_entry, fq.entries, fq.head)
+        if entry.counter >= counter:
+            break
+        close_window(cpu, entry.queued_at, finished_at, entry.pages)
+        free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
+        cpu.ctrs.reclaimed += 1
+        fq.head = (fq.head + 1) & fq.mod_mask
+
+
+@slow
+def fq_ring_free(cpu: Any, cookie: Any, fq: Any) -> None:
+    """The same, taking the ring's lock."""
+    spin_lock(cpu, fq.lock)
+    fq_ring_free_locked(cpu, cookie, fq)
+    spin_unlock(cpu, fq.lock)
+
+
+@slow
+def fq_flush_iotlb(cpu: Any, cookie: Any) -> None:
+    """Flush everything; flushes of several CPUs may overlap and finish in any order."""
+    fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
+    s390_iommu_flush_iotlb_all(cpu, deref(s390_domain, cookie.fq_domain))
+    write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
+    # Full barrier: pairs with the acquire in fq_ring_free_locked().
+    fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
+
+
+@slow
+def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
+    """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
+    write_once(cookie.fq_timer_on, "counter", 0)
+    cpu.ctrs.flushes_timeout += 1
+    fq_flush_iotlb(cpu, cookie)
+    if cookie.qt == SINGLE_QUEUE:
+        fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
+    else:
+        for i in range(cookie.num_possible_cpus):
+            fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+
+
+@slow
+def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
+    cpu.ctrs.flushes_full += 1
+    fq_flush_iotlb(cpu, cookie)
+    fq_ring_free_locked(cpu, cookie, fq)
+    if not fq_full(fq):
+        return
+    if not cookie.wait_on_overrun:
+        # The kernel's append wraps: the ring reads as empty, and all it held is lost with the new entry.
+        cpu.ctrs.overruns += 1
+        cpu.ctrs.overrun_iovas += fq.mod_mask + 1
+        return
+    # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
+    while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):
+        cpu_relax()
+        sched_yield()
+        fq_ring_free_locked(cpu, cookie, fq)
+
+
+@inline
+def _this_ring(cpu: Any, cookie: Any) -> Any:
+    if cookie.qt == SINGLE_QUEUE:
+        return deref(iova_fq, cookie.single_fq)
+    return element(iova_fq, cookie.percpu_fq, cpu.id)
+
+
+@jit
+def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
+    """Put an unmapped IOVA on the ring, to be freed after a flush."""
+    # Orders the clearing of page-table entries before a flush by another CPU that frees this entry, and pairs with
+    # smp_wmb() in iommu_dma_init_fq(), so that no half-made queue is seen.
+    smp_mb()
+    fq = _this_ring(cpu, cookie)
+    spin_lock(cpu, fq.lock)
+    # What other CPUs have flushed meanwhile makes room, often enough to spare a flush.
+    fq_ring_free_locked(cpu, cookie, fq)
+    if fq_full(fq):
+        _flush_full_ring_locked(cpu, cookie, fq)
+    depth = fq_depth(fq)
+    fq.total_depth += depth
+    fq.max_depth = max(fq.max_depth, depth + 1)
+    fq.queued += 1
+    entry = element(iova_fq_entry, fq.entries, fq_ring_add(fq))
+    entry.iova_pfn = iova_pfn
+    entry.pages = pages
+    entry.queued_at = now_ticks(cpu)
+    entry.counter = read_once(cookie.fq_flush_start_cnt, "counter")
+    spin_unlock(cpu, fq.lock)
+    # Look before exchanging: the line is shared, and the timer is on most of the time.
+    if read_once(cookie.fq_timer_on, "counter") == 0 and xchg(cookie.fq_timer_on, "counter", 1) == 0:
+        add_timer(cpu, cookie.fq_timer, cookie.fq_timeout_ns)
+
+
+@slow
+def _init_ring(fq: Any, entries: int, size: int) -> None:
+    fq.entries = entries
+    fq.mod_mask = size - 1
+    fq.head = fq.tail = 0
+
+
+@slow
+def iommu_dma_init_fq(cookie: Any, domain: Any, rings: int, entries: int) -> bool:
+    """Set the queue up and publish it.
+
+    Args:
+        cookie: its options (`qt`, `fq_size`, `fq_timeout_ns`) are set.
+        domain: the s390_domain that flushes.
+        rings: memory for one iova_fq, or one for each possible CPU; 0 when there was none.
+        entries: memory for their entries; 0 when there was none.
+
+    Returns:
+        False when there was no memory: the caller falls back to strict.
+    """
+    if read_once(cookie, "fq_domain"):
+        return True
+    if rings == 0 or entries == 0:
+        return False
+    smp_store_release(cookie.fq_flush_start_cnt, "counter", 0)
+    smp_store_release(cookie.fq_flush_finish_cnt, "counter", 0)
+    if cookie.qt == SINGLE_QUEUE:
+        _init_ring(deref(iova_fq, rings), entries, cookie.fq_size)
+        cookie.single_fq = rings
+    else:
+        for i in range(cookie.num_possible_cpus):
+            ring_entries = entries + i * cookie.fq_size * _ENTRY_BYTES
+            _init_ring(element(iova_fq, rings, i), ring_entries, cookie.fq_size)
+        cookie.percpu_fq = rings
+    write_once(cookie.fq_timer_on, "counter", 0)
+    # The queue is whole before it is published: pairs with smp_mb() in queue_iova().
+    smp_wmb()
+    write_once(cookie, "fq_domain", pointer_to(domain))
+    return True
+
+
+@slow
+def _drop_ring(cpu: Any, cookie: Any, fq: Any) -> int:
+    dropped = 0
+    while fq.head != fq.tail:
+        entry = element(iova_fq_entry, fq.entries, fq.head)
+        free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
+        fq.head = (fq.head + 1) & fq.mod_mask
+        dropped += 1
+    return dropped
+
+
+@slow
+def iommu_dma_free_fq(cpu: Any, cookie: Any) -> int:
+    """Drop what is queued, without a flush, when the domain goes and its timer has stopped. Returns how many."""
+    if not cookie.fq_domain:
+        return 0
+    dropped = 0
+    if cookie.qt == SINGLE_QUEUE:
+        dropped = _drop_ring(cpu, cookie, deref(iova_fq, cookie.single_fq))
+    else:
+        for i in range(cookie.num_possible_cpus):
+            dropped += _drop_ring(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+    return dropped

@@ -1,0 +1,481 @@
+"""The IOVA allocator of drivers/iommu/iova.c, 6.7 and later.
+
+Addresses are handed out top-down and size-aligned from a tree of allocated ranges, under one lock. In front of the
+tree sit, for sizes up to 32 pages, per-CPU magazines and a shared depot, so that freeing on one CPU and allocating on
+it again touches nothing shared; what comes out is therefore a matter of each CPU's history, and this file keeps to the
+kernel's step by step so that the same history gives the same addresses. All numbers are page frames (pfn).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.native.atomics import ilog2, int64_t
+from emu.native.bitmap import test_and_clear_bit, test_and_set_bit
+from emu.native.compile import inline, jit, slow
+from emu.native.lock import spin_lock, spin_unlock, spinlock_t
+from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
+from emu.native.record import address_of, deref, element, pointer_to, struct
+from emu.native.timer import add_timer, timer_t
+
+IOVA_RANGE_CACHE_MAX_SIZE = 6
+IOVA_MAG_SIZE = 127
+IOVA_DEPOT_DELAY_NS = 100_000_000
+IOVA_ANCHOR = 1 << 61
+DMA_32BIT_PFN = 1 << 20
+
+iova_t = struct(node=rb_node, pfn_lo="i8", pfn_hi="i8")
+"""One allocated range, both ends included."""
+
+iova_magazine = struct(size="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
+
+iova_cpu_rcache = struct(lines=("lock",), lock=spinlock_t, loaded="i8", prev="i8")
+
+iova_rcache = struct(
+    lines=("lock",), lock=spinlock_t, depot_size="i8", depot="i8", cpu_rcaches="i8", work=timer_t, iovad="i8"
+)
+
+iova_domain = struct(
+    lines=("iova_rbtree_lock", "magazine_lock", "start_pfn"),
+    iova_rbtree_lock=spinlock_t,
+    rbroot=rb_root,
+    cached_node="i8",
+    cached32_node="i8",
+    max32_alloc_size="i8",
+    free_nodes="i8",
+    nodes_used="i8",
+    magazine_lock=spinlock_t,
+    free_magazines="i8",
+    start_pfn="i8",
+    num_online_cpus="i8",
+    rcaches="i8",
+    allocated="i8",
+    anchor=iova_t,
+)
+"""`allocated`: bitmap of pages handed out, for the check that none is handed out twice; 0 turns it off."""
+
+
+@slow
+def init_iova_domain(iovad: Any, start_pfn: int) -> None:
+    """Make the space empty; the pools of nodes and magazines are linked already."""
+    anchor = pointer_to(iovad.anchor)
+    iovad.anchor.pfn_lo = iovad.anchor.pfn_hi = IOVA_ANCHOR
+    rb_link_last(iovad.rbroot, anchor)
+    iovad.cached_node = iovad.cached32_node = anchor
+    iovad.start_pfn = start_pfn
+    iovad.max32_alloc_size = DMA_32BIT_PFN
+    for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        rcache = element(iova_rcache, iovad.rcaches, order)
+        rcache.iovad = pointer_to(iovad)
+        for i in range(iovad.num_online_cpus):
+            cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, i)
+            cpu_rcache.loaded = _magazine_from_pool(iovad)
+            cpu_rcache.prev = _magazine_from_pool(iovad)
+
+
+# --- the tree -------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _get_cached_rbnode(iovad: Any, limit_pfn: int) -> int:
+    return iovad.cached32_node if limit_pfn <= DMA_32BIT_PFN else iovad.cached_node
+
+
+@inline
+def _cached_rbnode_insert_update(iovad: Any, address: int) -> None:
+    if deref(iova_t, address).pfn_hi < DMA_32BIT_PFN:
+        iovad.cached32_node = address
+    else:
+        iovad.cached_node = address
+
+
+@inline
+def _cached_rbnode_delete_update(iovad: Any, address: int) -> None:
+    free = deref(iova_t, address)
+    cached = deref(iova_t, iovad.cached32_node)
+    if address == iovad.cached32_node or (free.pfn_hi < DMA_32BIT_PFN and free.pfn_lo >= cached.pfn_lo):
+        iovad.cached32_node = free.node.next
+    if free.pfn_lo < DMA_32BIT_PFN:
+        iovad.max32_alloc_size = DMA_32BIT_PFN
+    cached = deref(iova_t, iovad.cached_node)
+    if free.pfn_lo >= cached.pfn_lo:
+        iovad.cached_node = free.node.next
+
+
+@jit
+def _lowest_at_or_above(iovad: Any, pfn: int) -> int:
+    """Address of the lowest range that starts at `pfn` or above; there always is one, the anchor."""
+    found = pointer_to(iovad.anchor)
+    address = iovad.rbroot.node
+    while address:
+        iova = deref(iova_t, address)
+        if iova.pfn_lo >= pfn:
+            found = address
+            address = iova.node.left
+        else:
+            address = iova.node.right
+    return found
+
+
+@jit
+def _iova_find_limit(iovad: Any, limit_pfn: int) -> int:
+    if limit_pfn > DMA_32BIT_PFN:
+        return pointer_to(iovad.anchor)
+    return _lowest_at_or_above(iovad, limit_pfn)
+
+
+@inline
+def _align_mask(size: int) -> int:
+    return -1 << (ilog2(size - 1) + 1 if size > 1 else 0)
+
+
+@slow
+def _alloc_and_insert_iova_range_locked(iovad: Any, size: int, limit_pfn: int) -> int:
+    """First fit, from the cached node downwards, then once more from the limit. Returns the pfn, or 0."""
+    if limit_pfn <= DMA_32BIT_PFN and size >= iovad.max32_alloc_size:
+        return 0
+    align_mask = _align_mask(size)
+    high_pfn = limit_pfn
+    low_pfn = iovad.start_pfn
+    curr = _get_cached_rbnode(iovad, limit_pfn)
+    retry_pfn = deref(iova_t, curr).pfn_hi
+    while True:
+        while True:
+            high_pfn = min(high_pfn, deref(iova_t, curr).pfn_lo)
+            new_pfn = (high_pfn - size) & align_mask
+            prev = curr
+            curr = deref(iova_t, curr).node.prev
+            if curr == 0 or new_pfn > deref(iova_t, curr).pfn_hi or new_pfn < low_pfn:
+                break
+        if high_pfn >= size and new_pfn >= low_pfn:
+            break
+        if not (low_pfn == iovad.start_pfn and retry_pfn < limit_pfn):
+            iovad.max32_alloc_size = size
+            return 0
+        high_pfn = limit_pfn
+        low_pfn = retry_pfn + 1
+        curr = _iova_find_limit(iovad, limit_pfn)
+    return new_pfn if _insert_iova_locked(iovad, new_pfn, size, prev) else 0
+
+
+@slow
+def _insert_iova_locked(iovad: Any, pfn: int, size: int, successor: int) -> bool:
+    address = iovad.free_nodes
+    if address == 0:
+        return False
+    iova = deref(iova_t, address)
+    iovad.free_nodes = iova.node.next
+    iovad.nodes_used += 1
+    iova.pfn_lo = pfn
+    iova.pfn_hi = pfn + size - 1
+    rb_link_before(iovad.rbroot, address, successor)
+    _cached_rbnode_insert_update(iovad, address)
+    return True
+
+
+@slow
+def alloc_iova(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
+    """Allocate from the tree, at most `limit_pfn`. Returns the first pfn, or 0 when there is no room."""
+    spin_lock(cpu, iovad.iova_rbtree_lock)
+    pfn = _alloc_and_insert_iova_range_locked(iovad, size, limit_pfn + 1)
+    spin_unlock(cpu, iovad.iova_rbtree_lock)
+    return pfn
+
+
+@slow
+def reserve_iova(cpu: Any, iovad: Any, pfn_lo: int, pfn_hi: int) -> bool:
+    """Take a range out of use before anything is allocated; ranges reserved must not overlap."""
+    spin_lock(cpu, iovad.iova_rbtree_lock)
+    cached, cached32 = iovad.cached_node, iovad.cached32_node
+    done = _insert_iova_locked(iovad, pfn_lo, pfn_hi - pfn_lo + 1, _lowest_at_or_above(iovad, pfn_lo))
+    iovad.cached_node, iovad.cached32_node = cached, cached32
+    spin_unlock(cpu, iovad.iova_rbtree_lock)
+    return done
+
+
+@inline
+def _private_find_iova(iovad: Any, pfn: int) -> int:
+    address = iovad.rbroot.node
+    while address:
+        iova = deref(iova_t, address)
+        if pfn < iova.pfn_lo:
+            address = iova.node.left
+        elif pfn > iova.pfn_hi:
+            address = iova.node.right
+        else:
+            break
+    return address
+
+
+@slow
+def _free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
+    address = _private_find_iova(iovad, pfn)
+    if address == 0:
+        cpu.ctrs.lost_iovas += 1
+        return
+    _cached_rbnode_delete_update(iovad, address)
+    rb_erase(iovad.rbroot, address)
+    deref(iova_t, address).node.next = iovad.free_nodes
+    iovad.free_nodes = address
+    iovad.nodes_used -= 1
+
+
+@slow
+def free_iova(cpu: Any, iovad: Any, pfn: int) -> None:
+    """Give the range that holds `pfn` back to the tree."""
+    spin_lock(cpu, iovad.iova_rbtree_lock)
+    _free_iova_locked(cpu, iovad, pfn)
+    spin_unlock(cpu, iovad.iova_rbtree_lock)
+
+
+# --- the caches in front of it --------------------------------------------------------------------------------------
+
+
+@inline
+def _order_base_2(size: int) -> int:
+    return ilog2(size - 1) + 1 if size > 1 else 0
+
+
+@inline
+def _magazine_from_pool(iovad: Any) -> int:
+    address = iovad.free_magazines
+    if address:
+        iovad.free_magazines = deref(iova_magazine, address).next
+        deref(iova_magazine, address).size = 0
+    return address
+
+
+@slow
+def _magazine_alloc(cpu: Any, iovad: Any) -> int:
+    spin_lock(cpu, iovad.magazine_lock)
+    address = _magazine_from_pool(iovad)
+    spin_unlock(cpu, iovad.magazine_lock)
+    return address
+
+
+@slow
+def _magazine_free(cpu: Any, iovad: Any, address: int) -> None:
+    spin_lock(cpu, iovad.magazine_lock)
+    deref(iova_magazine, address).next = iovad.free_magazines
+    iovad.free_magazines = address
+    spin_unlock(cpu, iovad.magazine_lock)
+
+
+@slow
+def _magazine_free_pfns(cpu: Any, iovad: Any, address: int) -> None:
+    magazine = deref(iova_magazine, address)
+    pfns = address_of(magazine, "pfns")
+    spin_lock(cpu, iovad.iova_rbtree_lock)
+    for i in range(magazine.size):
+        _free_iova_locked(cpu, iovad, element(int64_t, pfns, i).value)
+    spin_unlock(cpu, iovad.iova_rbtree_lock)
+    magazine.size = 0
+
+
+@inline
+def _magazine_pop(address: int, limit_pfn: int) -> int:
+    """The youngest pfn that is not above the limit, or 0; the last one takes its place."""
+    magazine = deref(iova_magazine, address)
+    pfns = address_of(magazine, "pfns")
+    i = magazine.size - 1
+    while element(int64_t, pfns, i).value > limit_pfn:
+        if i == 0:
+            return 0
+        i -= 1
+    pfn = element(int64_t, pfns, i).value
+    magazine.size -= 1
+    element(int64_t, pfns, i).value = element(int64_t, pfns, magazine.size).value
+    return pfn
+
+
+@inline
+def _magazine_push(address: int, pfn: int) -> None:
+    magazine = deref(iova_magazine, address)
+    element(int64_t, address_of(magazine, "pfns"), magazine.size).value = pfn
+    magazine.size += 1
+
+
+@inline
+def _iova_depot_push(rcache: Any, address: int) -> None:
+    deref(iova_magazine, address).next = rcache.depot
+    rcache.depot = address
+    rcache.depot_size += 1
+
+
+@inline
+def _iova_depot_pop(rcache: Any) -> int:
+    address = rcache.depot
+    rcache.depot = deref(iova_magazine, address).next
+    deref(iova_magazine, address).size = IOVA_MAG_SIZE
+    rcache.depot_size -= 1
+    return address
+
+
+@slow
+def iova_depot_work_func(cpu: Any, rcache: Any) -> None:
+    """Every 100 ms, while the depot is rich, give one magazine back to the tree."""
+    iovad = deref(iova_domain, rcache.iovad)
+    magazine = 0
+    spin_lock(cpu, rcache.lock)
+    if rcache.depot_size > iovad.num_online_cpus:
+        magazine = _iova_depot_pop(rcache)
+    spin_unlock(cpu, rcache.lock)
+    if magazine:
+        _magazine_free_pfns(cpu, iovad, magazine)
+        _magazine_free(cpu, iovad, magazine)
+        add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
+
+
+@slow
+def _swap_in_empty_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) -> bool:
+    """Both magazines are full: the loaded one goes to the depot, if there is memory for another."""
+    new_magazine = _magazine_alloc(cpu, iovad)
+    if new_magazine == 0:
+        return False
+    spin_lock(cpu, rcache.lock)
+    _iova_depot_push(rcache, cpu_rcache.loaded)
+    spin_unlock(cpu, rcache.lock)
+    add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
+    cpu_rcache.loaded = new_magazine
+    return True
+
+
+@slow
+def _swap_in_depot_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) -> bool:
+    """Both magazines are empty: the depot's first takes the loaded one's place."""
+    empty = 0
+    spin_lock(cpu, rcache.lock)
+    if rcache.depot:
+        empty = cpu_rcache.loaded
+        cpu_rcache.loaded = _iova_depot_pop(rcache)
+    spin_unlock(cpu, rcache.lock)
+    if empty == 0:
+        return False
+    _magazine_free(cpu, iovad, empty)
+    return True
+
+
+@inline
+def _swap_magazines(cpu_rcache: Any) -> None:
+    loaded = cpu_rcache.loaded
+    cpu_rcache.loaded = cpu_rcache.prev
+    cpu_rcache.prev = loaded
+
+
+@inline
+def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
+    order = _order_base_2(size)
+    if order >= IOVA_RANGE_CACHE_MAX_SIZE:
+        return False
+    rcache = element(iova_rcache, iovad.rcaches, order)
+    cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, cpu.id)
+    can_insert = True
+    spin_lock(cpu, cpu_rcache.lock)
+    if deref(iova_magazine, cpu_rcache.loaded).size == IOVA_MAG_SIZE:
+        if deref(iova_magazine, cpu_rcache.prev).size < IOVA_MAG_SIZE:
+            _swap_magazines(cpu_rcache)
+        else:
+            can_insert = _swap_in_empty_magazine(cpu, iovad, rcache, cpu_rcache)
+    if can_insert:
+        _magazine_push(cpu_rcache.loaded, pfn)
+    spin_unlock(cpu, cpu_rcache.lock)
+    return can_insert
+
+
+@inline
+def _iova_rcache_get(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
+    order = _order_base_2(size)
+    if order >= IOVA_RANGE_CACHE_MAX_SIZE:
+        return 0
+    rcache = element(iova_rcache, iovad.rcaches, order)
+    cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, cpu.id)
+    pfn = 0
+    has_pfn = True
+    spin_lock(cpu, cpu_rcache.lock)
+    if deref(iova_magazine, cpu_rcache.loaded).size == 0:
+        if deref(iova_magazine, cpu_rcache.prev).size > 0:
+            _swap_magazines(cpu_rcache)
+        else:
+            has_pfn = _swap_in_depot_magazine(cpu, iovad, rcache, cpu_rcache)
+    if has_pfn:
+        pfn = _magazine_pop(cpu_rcache.loaded, limit_pfn - size)
+    spin_unlock(cpu, cpu_rcache.lock)
+    return pfn
+
+
+@slow
+def _free_cpu_cached_iovas(cpu: Any, iovad: Any, of: int) -> None:
+    for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        rcache = element(iova_rcache, iovad.rcaches, order)
+        cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, of)
+        spin_lock(cpu, cpu_rcache.lock)
+        _magazine_free_pfns(cpu, iovad, cpu_rcache.loaded)
+        _magazine_free_pfns(cpu, iovad, cpu_rcache.prev)
+        spin_unlock(cpu, cpu_rcache.lock)
+
+
+@slow
+def _free_global_cached_iovas(cpu: Any, iovad: Any) -> None:
+    for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        rcache = element(iova_rcache, iovad.rcaches, order)
+        spin_lock(cpu, rcache.lock)
+        while rcache.depot:
+            magazine = _iova_depot_pop(rcache)
+            _magazine_free_pfns(cpu, iovad, magazine)
+            _magazine_free(cpu, iovad, magazine)
+        spin_unlock(cpu, rcache.lock)
+
+
+@slow
+def free_all_cached_iovas(cpu: Any, iovad: Any) -> None:
+    """Give everything in magazines and depots back to the tree."""
+    cpu.ctrs.rcache_flushes += 1
+    for i in range(iovad.num_online_cpus):
+        _free_cpu_cached_iovas(cpu, iovad, i)
+    _free_global_cached_iovas(cpu, iovad)
+
+
+@jit
+def alloc_iova_fast(cpu: Any, iovad: Any, size: int, limit_pfn: int, flush_rcache: bool) -> int:
+    """Allocate `size` pages, at most `limit_pfn`: from the caches, the tree, or the tree after emptying the caches.
+
+    Returns:
+        The first pfn, or 0.
+    """
+    # What is freed into the caches must fit whatever is taken out: round up anything cacheable.
+    rounded = size
+    if size < 1 << (IOVA_RANGE_CACHE_MAX_SIZE - 1):
+        rounded = 1 << _order_base_2(size)
+    pfn = _iova_rcache_get(cpu, iovad, rounded, limit_pfn + 1)
+    if pfn == 0:
+        pfn = alloc_iova(cpu, iovad, rounded, limit_pfn)
+        if pfn == 0 and flush_rcache:
+            free_all_cached_iovas(cpu, iovad)
+            pfn = alloc_iova(cpu, iovad, rounded, limit_pfn)
+    if pfn and iovad.allocated:
+        _check_handed_out(cpu, iovad, pfn, size)
+    return pfn
+
+
+@jit
+def free_iova_fast(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+    """Give back what alloc_iova_fast returned, with the size that was asked for."""
+    if iovad.allocated:
+        _check_given_back(cpu, iovad, pfn, size)
+    if _iova_rcache_insert(cpu, iovad, pfn, size):
+        return
+    free_iova(cpu, iovad, pfn)
+
+
+@slow
+def _check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+    for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
+        if test_and_set_bit(iovad.allocated, page):
+            cpu.ctrs.violations += 1
+
+
+@slow
+def _check_given_back(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+    for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
+        if not test_and_clear_bit(iovad.allocated, page):
+            cpu.ctrs.violations += 1

@@ -1,0 +1,101 @@
+"""The s390 IOMMU driver (drivers/iommu/s390-iommu.c): page-table updates and the RPCITs that tell the hypervisor.
+
+Every other IOMMU in emu is this one with another cost of its flushes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.hypervisor.rpcit import rpcit
+from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
+from emu.native.compile import inline, jit, slow
+from emu.native.record import element, struct
+
+s390_domain = struct(
+    pgtable=io_pgtable,
+    aperture_start_pfn="i8",
+    aperture_pages="i8",
+    tlb_refresh="i8",
+)
+"""`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too."""
+
+int32_t = struct(value="i4")
+"""Pages of one scatter-gather segment."""
+
+
+@jit
+def s390_iommu_map_pages(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pages: int) -> bool:
+    """Enter a physically contiguous range; False when there is no memory for tables, then nothing is mapped."""
+    for i in range(pages):
+        old = set_pte(domain.pgtable, cpu.spares, iova_pfn + i, (phys_pfn + i) << PAGE_SHIFT)
+        if old == NO_PTE:
+            _invalidate_trans(cpu, domain, iova_pfn, i)
+            return False
+        if pte_valid(old):
+            cpu.ctrs.violations += 1
+    cpu.ctrs.mapped_pages += pages
+    return True
+
+
+@inline
+def _invalidate_trans(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
+    for i in range(pages):
+        old = set_pte(domain.pgtable, cpu.spares, iova_pfn + i, ZPCI_PTE_INVALID)
+        if not pte_valid(old):
+            cpu.ctrs.violations += 1
+
+
+@jit
+def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
+    """Invalidate a range; the hypervisor does not know yet."""
+    _invalidate_trans(cpu, domain, iova_pfn, pages)
+    cpu.ctrs.unmapped_pages += pages
+
+
+@inline
+def iommu_map_sg(
+    cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pages: int, segments: int, nents: int
+) -> bool:
+    """Enter a scatter-gather list into adjacent IOVAs; False, and nothing mapped, when a table cannot be made.
+
+    The segments of a list lie apart: each starts where twice the pages before it would end.
+    """
+    if nents <= 1:
+        return s390_iommu_map_pages(cpu, domain, iova_pfn, phys_pfn, pages)
+    return _map_segments(cpu, domain, iova_pfn, phys_pfn, segments, nents)
+
+
+@slow
+def _map_segments(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, segments: int, nents: int) -> bool:
+    done = 0
+    for i in range(nents):
+        length = element(int32_t, segments, i).value
+        if not s390_iommu_map_pages(cpu, domain, iova_pfn + done, phys_pfn + 2 * done, length):
+            s390_iommu_unmap_pages(cpu, domain, iova_pfn, done)
+            return False
+        done += length
+    return True
+
+
+@slow
+def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any) -> int:
+    """Global RPCIT over the aperture."""
+    cpu.ctrs.global_rpcits += 1
+    return rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+
+
+@slow
+def s390_iommu_iotlb_sync(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
+    """RPCIT of a range just unmapped."""
+    cpu.ctrs.sync_rpcits += 1
+    return rpcit(cpu, iova_pfn, pages, False)
+
+
+@inline
+def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
+    """RPCIT of a range just mapped, where the hypervisor shadows the table."""
+    if not domain.tlb_refresh:
+        return 0
+    cpu.ctrs.sync_map_rpcits += 1
+    return rpcit(cpu, iova_pfn, pages, False)

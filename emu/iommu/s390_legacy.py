@@ -1,0 +1,152 @@
+"""The DMA API that s390 had of its own up to Linux 6.6 (arch/s390/pci/pci_dma.c).
+
+Addresses come from a bitmap whose pointer only advances. Lazily, an unmap clears the page-table entries and notes the
+pages in a second bitmap; when the pointer has wrapped round, one global flush makes all of those usable again. Strictly,
+every unmap is flushed and its pages are free at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.iommu.exposure import close_window
+from emu.iommu.s390_iommu import (
+    iommu_map_sg,
+    s390_iommu_flush_iotlb_all,
+    s390_iommu_iotlb_sync,
+    s390_iommu_iotlb_sync_map,
+    s390_iommu_unmap_pages,
+)
+from emu.native.bitmap import (
+    bitmap_clear,
+    bitmap_set,
+    find_next_bit,
+    find_next_zero_area,
+    test_and_clear_bit,
+    test_and_set_bit,
+    word_t,
+)
+from emu.native.compile import jit, slow
+from emu.native.lock import spin_lock, spin_unlock, spinlock_t
+from emu.native.record import element, int64_t, struct
+from emu.native.time import now_ticks
+
+_BOUNDARY_PAGES = 1 << 20
+
+zpci_dma = struct(
+    lines=("iommu_bitmap_lock", "iommu_pages"),
+    iommu_bitmap_lock=spinlock_t,
+    next_bit="i8",
+    lazy_pages="i8",
+    lazy_iovas="i8",
+    iommu_pages="i8",
+    start_pfn="i8",
+    strict="i8",
+    iommu_bitmap="i8",
+    lazy_bitmap="i8",
+    unmapped_at="i8",
+    allocated="i8",
+)
+"""`unmapped_at`: ticks of the last unmap of each page, for the exposure; `allocated` as in iova_domain."""
+
+
+@jit
+def _area_alloc(zdev: Any, start: int, pages: int) -> int:
+    offset = find_next_zero_area(zdev.iommu_bitmap, zdev.iommu_pages, start, pages, _BOUNDARY_PAGES)
+    if offset >= 0:
+        bitmap_set(zdev.iommu_bitmap, offset, pages)
+    return offset
+
+
+@slow
+def _close_windows_locked(cpu: Any, zdev: Any) -> None:
+    flushed_at = now_ticks(cpu)
+    page = find_next_bit(zdev.lazy_bitmap, zdev.iommu_pages, 0)
+    while page < zdev.iommu_pages:
+        close_window(cpu, element(int64_t, zdev.unmapped_at, page).value, flushed_at, 1)
+        page = find_next_bit(zdev.lazy_bitmap, zdev.iommu_pages, page + 1)
+
+
+@slow
+def reclaim_lazy_locked(cpu: Any, zdev: Any) -> None:
+    """Make what is lazily unmapped usable again; a global flush has ended the reach into it."""
+    for i in range((zdev.iommu_pages + 31) >> 5):
+        lazy = element(word_t, zdev.lazy_bitmap, i)
+        used = element(word_t, zdev.iommu_bitmap, i)
+        used.bits = used.bits & (lazy.bits ^ 0xFFFFFFFF)
+        lazy.bits = 0
+    cpu.ctrs.reclaimed += zdev.lazy_iovas
+    zdev.lazy_pages = zdev.lazy_iovas = 0
+
+
+@slow
+def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
+    """First pfn of a free range, or 0."""
+    spin_lock(cpu, zdev.iommu_bitmap_lock)
+    offset = _area_alloc(zdev, zdev.next_bit, pages)
+    if offset < 0:
+        if not zdev.strict:
+            # A global flush before addresses are used again.
+            cpu.ctrs.flushes_wrap += 1
+            s390_iommu_flush_iotlb_all(cpu, domain)
+            _close_windows_locked(cpu, zdev)
+            reclaim_lazy_locked(cpu, zdev)
+        offset = _area_alloc(zdev, 0, pages)
+    if offset >= 0:
+        zdev.next_bit = offset + pages
+    spin_unlock(cpu, zdev.iommu_bitmap_lock)
+    return zdev.start_pfn + offset if offset >= 0 else 0
+
+
+@slow
+def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int) -> None:
+    offset = pfn - zdev.start_pfn
+    spin_lock(cpu, zdev.iommu_bitmap_lock)
+    if zdev.strict:
+        bitmap_clear(zdev.iommu_bitmap, offset, pages)
+        cpu.ctrs.reclaimed += 1
+    else:
+        bitmap_set(zdev.lazy_bitmap, offset, pages)
+        zdev.lazy_pages += pages
+        zdev.lazy_iovas += 1
+        unmapped_at = now_ticks(cpu)
+        for page in range(offset, offset + pages):
+            element(int64_t, zdev.unmapped_at, page).value = unmapped_at
+    spin_unlock(cpu, zdev.iommu_bitmap_lock)
+
+
+@slow
+def _check(cpu: Any, zdev: Any, pfn: int, pages: int, taking: bool) -> None:
+    for page in range(pfn - zdev.start_pfn, pfn - zdev.start_pfn + pages):
+        was_set = test_and_set_bit(zdev.allocated, page) if taking else test_and_clear_bit(zdev.allocated, page)
+        if was_set == taking:
+            cpu.ctrs.violations += 1
+
+
+@slow
+def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, segments: int, nents: int) -> int:
+    """Map a range, or a scatter-gather list into one range; arguments as dma_map(). Returns the pfn, or 0."""
+    pfn = _dma_alloc_address(cpu, domain, zdev, pages)
+    if pfn == 0:
+        return 0
+    if not iommu_map_sg(cpu, domain, pfn, phys_pfn, pages, segments, nents):
+        _dma_free_address(cpu, zdev, pfn, pages)
+        return 0
+    s390_iommu_iotlb_sync_map(cpu, domain, pfn, pages)
+    if zdev.allocated:
+        _check(cpu, zdev, pfn, pages, True)
+    return pfn
+
+
+@slow
+def s390_dma_unmap(cpu: Any, domain: Any, zdev: Any, pfn: int, pages: int) -> None:
+    """Unmap what s390_dma_map returned."""
+    since = now_ticks(cpu)
+    s390_iommu_unmap_pages(cpu, domain, pfn, pages)
+    if zdev.strict:
+        s390_iommu_iotlb_sync(cpu, domain, pfn, pages)
+        close_window(cpu, since, now_ticks(cpu), pages)
+    if zdev.allocated:
+        _check(cpu, zdev, pfn, pages, False)
+    _dma_free_address(cpu, zdev, pfn, pages)
+

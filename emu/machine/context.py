@@ -1,0 +1,81 @@
+"""The records of a running machine: one context for each process, the words they all watch, the slots of the load."""
+
+from __future__ import annotations
+
+from emu.iommu.counters import iommu_ctrs
+from emu.iommu.io_pgtable import table_spares
+from emu.native.record import struct
+
+ROLE_CPU, ROLE_TIMER, ROLE_HYPERVISOR, ROLE_SUPERVISOR = range(4)
+
+SLOT_FREE, SLOT_MAPPED, SLOT_FAILED = 0, 1, 2
+SLOT_STATE = 3
+SLOT_WAITERS = 4
+
+control_t = struct(
+    lines=("go", "ready", "stop", "abort", "cpus_retired", "timer_retired"),
+    go="i4",
+    ready="i8",
+    stop="i8",
+    abort="i8",
+    cpus_retired="i8",
+    timer_retired="i8",
+)
+"""What the supervisor tells the others: `go` starts them together, `stop` ends the load, `abort` ends waiting for
+anybody who may be dead; the timer ends when the CPUs have retired, the hypervisor when the timer has."""
+
+slot_t = struct(state="i4", pages="i4", pfn="i8")
+"""Where a mapping is between its map and its unmap, which may be on another CPU."""
+
+mark_t = struct(phase="i8", at_ns="i8", ctrs=iommu_ctrs)
+"""A CPU's counters as it entered a phase."""
+
+cpu_t = struct(
+    lines=("native", "ctrs"),
+    native="i8",
+    owner="i4",
+    role="i4",
+    id="i8",
+    slot="i8",
+    generation="i8",
+    dead_generation="i8",
+    control="i8",
+    abort="i8",
+    retired="i8",
+    domain="i8",
+    hypervisor="i8",
+    request="i8",
+    server="i8",
+    timers="i8",
+    events="i8",
+    map_histogram="i8",
+    unmap_histogram="i8",
+    exposure_histogram="i8",
+    slots="i8",
+    segments="i8",
+    ops="i8",
+    op_count="i8",
+    loop_start="i8",
+    pair_limit="i8",
+    real_time="i8",
+    marks="i8",
+    marks_done="i8",
+    ops_done="i8",
+    spares=table_spares,
+    started_ns="i8",
+    started_ticks="i8",
+    stopped_ns="i8",
+    stopped_ticks="i8",
+    pid="i8",
+    user_us="i8",
+    system_us="i8",
+    voluntary_switches="i8",
+    involuntary_switches="i8",
+    private_bytes="i8",
+    finished="i8",
+    ctrs=iommu_ctrs,
+)
+"""The context that every compiled function is passed as `cpu`, one for each process or thread of the machine.
+
+`id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes. The first
+field's name sets the type apart from other engines' contexts. All addresses point into the segment."""

@@ -1,0 +1,174 @@
+"""The loop of an emulated CPU: runs its op program against the DMA API and measures each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.iommu.counters import iommu_ctrs
+from emu.iommu.dma import dma_map, dma_unmap
+from emu.iommu.domain import iommu_domain
+from emu.iommu.s390_iommu import int32_t
+from emu.machine.context import (
+    SLOT_FAILED,
+    SLOT_FREE,
+    SLOT_MAPPED,
+    SLOT_STATE,
+    SLOT_WAITERS,
+    control_t,
+    cpu_t,
+    mark_t,
+    slot_t,
+)
+from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, xchg
+from emu.native.clock import cpu_relax
+from emu.native.compile import entry, inline, jit, slow
+from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.histogram import record_value
+from emu.native.record import address_of, deref, element
+from emu.native.time import now_ns, now_ticks, spend_until
+from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, OP_WAIT, op_t
+
+_SLOT_SPINS = 200
+_SLEEP_NS = 5_000_000
+_NAP_NS = 10_000_000
+_SEGMENT_BYTES = int32_t.itemsize
+_PHYS_SHIFT = 12
+_COUNTERS = iommu_ctrs.itemsize // int64_t.itemsize
+
+
+@slow
+def wait_for_go(cpu: Any) -> bool:
+    """Report ready and sleep until all start together; False when the machine is stopped before that."""
+    control = deref(control_t, cpu.control)
+    fetch_add(control, "ready", 1)
+    while read_once(control, "go") == 0:
+        if read_once(control, "stop"):
+            return False
+        futex_wait(address_of(control, "go"), 0, _NAP_NS)
+    return True
+
+
+@inline
+def _in_state(slot: Any, free: bool) -> bool:
+    # Acquire: what the other CPU wrote into the slot is seen. Pairs with the exchange in _hand_over().
+    return ((smp_load_acquire(slot, "state") & SLOT_STATE) == SLOT_FREE) == free
+
+
+@slow
+def _wait_for_slot(cpu: Any, slot: Any, free: bool) -> bool:
+    """Wait for another CPU to free or to fill a slot; False when the load stops first."""
+    control = deref(control_t, cpu.control)
+    for _ in range(_SLOT_SPINS):
+        if _in_state(slot, free):
+            return True
+        cpu_relax()
+    while not _in_state(slot, free):
+        if read_once(control, "stop"):
+            return False
+        state = read_once(slot, "state")
+        if ((state & SLOT_STATE) == SLOT_FREE) == free:
+            continue
+        if not state & SLOT_WAITERS and cmpxchg(slot, "state", state, state | SLOT_WAITERS) != state:
+            continue
+        futex_wait(address_of(slot, "state"), state | SLOT_WAITERS, _SLEEP_NS)
+    return True
+
+
+@inline
+def _hand_over(slot: Any, state: int) -> None:
+    if xchg(slot, "state", state) & SLOT_WAITERS:
+        futex_wake(address_of(slot, "state"), EVERYONE)
+
+
+@slow
+def _wait_until(cpu: Any, deadline_ns: int) -> bool:
+    control = deref(control_t, cpu.control)
+    while now_ns(cpu) < deadline_ns:
+        if read_once(control, "stop"):
+            return False
+        spend_until(cpu, min(deadline_ns, now_ns(cpu) + _NAP_NS))
+    return True
+
+
+@slow
+def _mark(cpu: Any, phase: int) -> None:
+    mark = element(mark_t, cpu.marks, cpu.marks_done)
+    mark.phase = phase
+    mark.at_ns = now_ns(cpu)
+    for i in range(_COUNTERS):
+        element(int64_t, address_of(mark, "ctrs"), i).value = element(int64_t, address_of(cpu, "ctrs"), i).value
+    cpu.marks_done += 1
+
+
+@inline
+def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
+    segments = cpu.segments + op.arg * _SEGMENT_BYTES
+    since = now_ticks(cpu)
+    pfn = dma_map(cpu, domain, (op.slot + 1) << _PHYS_SHIFT, op.pages, segments, op.nents)
+    record_value(cpu.map_histogram, now_ticks(cpu) - since)
+    slot.pfn = pfn
+    slot.pages = op.pages
+    _hand_over(slot, SLOT_MAPPED if pfn else SLOT_FAILED)
+
+
+@inline
+def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
+    if (read_once(slot, "state") & SLOT_STATE) == SLOT_MAPPED:
+        since = now_ticks(cpu)
+        dma_unmap(cpu, domain, slot.pfn, slot.pages)
+        record_value(cpu.unmap_histogram, now_ticks(cpu) - since)
+    _hand_over(slot, SLOT_FREE)
+
+
+@slow
+def _do_other(cpu: Any, op: Any) -> bool:
+    if op.code == OP_WAIT:
+        return _wait_until(cpu, now_ns(cpu) + op.arg)
+    if op.code == OP_MARK:
+        _mark(cpu, op.arg)
+    return True
+
+
+@jit
+def run_program(cpu: Any) -> None:
+    """Run the program until it ends, the load is stopped or the limit of pairs is reached."""
+    domain = deref(iommu_domain, cpu.domain)
+    control = deref(control_t, cpu.control)
+    origin_ns = now_ns(cpu)
+    i = 0
+    while not read_once(control, "stop") and cpu.ctrs.unmaps + cpu.ctrs.map_failures < cpu.pair_limit:
+        if i == cpu.op_count:
+            if cpu.loop_start == cpu.op_count:
+                break
+            i = cpu.loop_start
+        op = element(op_t, cpu.ops, i)
+        i += 1
+        if cpu.real_time and not _wait_until(cpu, origin_ns + op.at_ns):
+            break
+        if op.code == OP_MAP:
+            slot = element(slot_t, cpu.slots, op.slot)
+            if not _in_state(slot, True) and not _wait_for_slot(cpu, slot, True):
+                break
+            _map(cpu, domain, op, slot)
+        elif op.code == OP_UNMAP:
+            slot = element(slot_t, cpu.slots, op.slot)
+            if not _in_state(slot, False) and not _wait_for_slot(cpu, slot, False):
+                break
+            _unmap(cpu, domain, slot)
+        elif not _do_other(cpu, op):
+            break
+    cpu.ops_done = i
+
+
+@entry
+def cpu_main(context: int) -> int:
+    """Process of an emulated CPU."""
+    cpu = deref(cpu_t, context)
+    if wait_for_go(cpu):
+        cpu.started_ns = now_ns(cpu)
+        cpu.started_ticks = now_ticks(cpu)
+        run_program(cpu)
+        cpu.stopped_ticks = now_ticks(cpu)
+        cpu.stopped_ns = now_ns(cpu)
+    cpu.finished = 1
+    return 0

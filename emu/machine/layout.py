@@ -1,0 +1,316 @@
+"""From a description to a segment: plans the memory of a machine and points its records at each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from emu.config import Config, DomainType, cores
+from emu.hypervisor.state import hypervisor_t, request_t, server_t
+from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_LAZY, S390_STRICT, SINGLE_FQ, iommu_domain
+from emu.iommu.flush_queue import PERCPU_QUEUE, SINGLE_QUEUE, iova_fq, iova_fq_entry
+from emu.iommu.io_pgtable import (
+    PAGE_SHIFT,
+    ZPCI_PT_BITS,
+    ZPCI_PT_SIZE,
+    ZPCI_TABLE_BITS,
+    ZPCI_TABLE_SIZE,
+)
+from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
+from emu.machine.context import (
+    ROLE_CPU,
+    ROLE_HYPERVISOR,
+    ROLE_SUPERVISOR,
+    ROLE_TIMER,
+    control_t,
+    cpu_t,
+    mark_t,
+    slot_t,
+)
+from emu.machine.lifecycle import teardown_t
+from emu.native.bitmap import bitmap_bytes
+from emu.native.histogram import BUCKETS
+from emu.native.lock import owner_word
+from emu.native.segment import Segment, SegmentPlan
+from emu.native.timer import timer_base_t
+from emu.workload.program import Workload, op_t
+
+_UNLIMITED = 1 << 62
+_POLL_NS = 20_000
+_GUEST_SPINS = 2_000
+
+
+class Layout:
+    """The memory of one machine.
+
+    Attributes:
+        segment: holds everything below under the name of the array.
+        cpus: emulated CPUs; contexts 0 to cpus − 1 are theirs, then come the timer's, the servers' and the supervisor's.
+        fq_size: entries of a ring, and `fq_timeout_ms` its timeout; 0 where there is no queue.
+    """
+
+    def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:
+        self.config = config
+        self.workload = workload
+        self.type = DOMAIN_TYPES[domain_type]
+        self.cpus = len(workload.programs)
+        self.servers = config.hypervisor.servers if config.hypervisor.service == "process" else 0
+        self.timer = self.cpus
+        self.first_server = self.cpus + 1
+        self.supervisor = self.first_server + self.servers
+        self.contexts = self.supervisor + 1
+        default_size, default_timeout_ms = FQ_DEFAULTS.get(self.type, (0, 0))
+        queued = self.type in FQ_DEFAULTS
+        self.fq_size = (config.domain.fq_size or default_size) if queued else 0
+        self.fq_timeout_ms = (config.domain.fq_timeout_ms or default_timeout_ms) if queued else 0
+        self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
+        self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
+        self.spare_cores = cores() - self.cpus - self.servers
+        self.segment = self._plan().create()
+        self._fill(real_time=real_time)
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def _rings(self) -> int:
+        return {PERCPU_FQ: self.cpus, SINGLE_FQ: 1}.get(self.type, 0)
+
+    def _rings_fit(self) -> bool:
+        return self._rings() * self.fq_size * iova_fq_entry.itemsize <= self.config.domain.fq_memory_mb << 20
+
+    def _iova_ranges(self) -> int:
+        """Ranges that can be allocated at once: live, queued, in caches, and room for what overruns lose."""
+        if self.config.domain.iova_ranges:
+            return self.config.domain.iova_ranges + len(self.config.domain.reserved)
+        cached = self.cpus * IOVA_RANGE_CACHE_MAX_SIZE * 2 * IOVA_MAG_SIZE
+        wanted = self.workload.slots + self._rings() * self.fq_size + cached
+        return min(self.aperture_pages, wanted + wanted // 2 + (1 << 17)) + len(self.config.domain.reserved)
+
+    def _plan(self) -> SegmentPlan:
+        plan = SegmentPlan()
+        plan.add("control", control_t, 1)
+        plan.add("contexts", cpu_t, self.contexts)
+        plan.add("dead_generation", np.int64, self.contexts)
+        plan.add("domain", iommu_domain, 1)
+        plan.add("timer_base", timer_base_t, 1)
+        plan.add("timers", np.int64, 1 + IOVA_RANGE_CACHE_MAX_SIZE)
+        plan.add("teardown", teardown_t, 1)
+        plan.add("map_histogram", np.int64, self.contexts * BUCKETS)
+        plan.add("unmap_histogram", np.int64, self.contexts * BUCKETS)
+        plan.add("exposure_histogram", np.int64, self.contexts * BUCKETS)
+        self._plan_hypervisor(plan)
+        self._plan_load(plan)
+        if self.type in (S390_STRICT, S390_LAZY):
+            self._plan_legacy(plan)
+        else:
+            self._plan_allocator(plan)
+        if self._rings() and self._rings_fit():
+            plan.add("rings", iova_fq, self._rings())
+            plan.add("ring_entries", iova_fq_entry, self._rings() * self.fq_size)
+        if self.config.machine.check:
+            plan.add("allocated", np.uint8, bitmap_bytes(self.aperture_pages))
+        return plan
+
+    def _plan_hypervisor(self, plan: SegmentPlan) -> None:
+        self.ring_size = 1 << (4 * self.contexts).bit_length()
+        plan.add("hypervisor", hypervisor_t, 1)
+        plan.add("requests", request_t, self.contexts)
+        plan.add("request_ring", np.int64, self.ring_size)
+        plan.add("servers", server_t, self.contexts)
+        plan.add("wait_histogram", np.int64, self.contexts * BUCKETS)
+        plan.add("schedule_histogram", np.int64, self.contexts * BUCKETS)
+        first, last = self.aperture_start_pfn, self.aperture_start_pfn + self.aperture_pages - 1
+        region_bits = ZPCI_PT_BITS + ZPCI_TABLE_BITS
+        # A table more than the aperture needs for every process that may lose a race to install one.
+        self.segment_tables = (last >> region_bits) - (first >> region_bits) + 1 + self.contexts
+        self.page_tables = (last >> ZPCI_PT_BITS) - (first >> ZPCI_PT_BITS) + 1 + self.contexts
+        for name in ("guest", "shadow"):
+            if name == "shadow" and not self.config.hypervisor.shadows:
+                continue
+            plan.add(f"{name}_region_table", np.int64, ZPCI_TABLE_SIZE // 8, ZPCI_TABLE_SIZE)
+            plan.add(f"{name}_segment_tables", np.uint8, self.segment_tables * ZPCI_TABLE_SIZE, ZPCI_TABLE_SIZE)
+            plan.add(f"{name}_page_tables", np.uint8, self.page_tables * ZPCI_PT_SIZE, ZPCI_PT_SIZE)
+        if not self.config.hypervisor.shadows:
+            plan.add("shadow_region_table", np.int64, ZPCI_TABLE_SIZE // 8, ZPCI_TABLE_SIZE)
+
+    def _plan_load(self, plan: SegmentPlan) -> None:
+        plan.add("slots", slot_t, self.workload.slots)
+        plan.add("segments", np.int32, len(self.workload.segments) + 1)
+        plan.add("ops", op_t, sum(len(program.ops) for program in self.workload.programs) + 1)
+        self.marks_per_cpu = 1 + max((int((p.ops["code"] == 4).sum()) for p in self.workload.programs), default=0)
+        plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
+
+    def _plan_legacy(self, plan: SegmentPlan) -> None:
+        plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
+        plan.add("lazy_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
+        plan.add("unmapped_at", np.int64, self.aperture_pages)
+
+    def _plan_allocator(self, plan: SegmentPlan) -> None:
+        self.ranges = self._iova_ranges()
+        self.magazines = 2 * IOVA_RANGE_CACHE_MAX_SIZE * self.cpus + self.ranges // IOVA_MAG_SIZE + 64
+        plan.add("iova_ranges", iova_t, self.ranges)
+        plan.add("magazines", iova_magazine, self.magazines)
+        plan.add("rcaches", iova_rcache, IOVA_RANGE_CACHE_MAX_SIZE)
+        plan.add("cpu_rcaches", iova_cpu_rcache, IOVA_RANGE_CACHE_MAX_SIZE * self.cpus)
+        plan.add("reserved", np.int64, 2 * len(self.config.domain.reserved) + 1)
+
+    # --- filling ----------------------------------------------------------------------------------------------------
+
+    def _fill(self, *, real_time: bool) -> None:
+        self._fill_domain()
+        self._fill_hypervisor()
+        if self.type not in (S390_STRICT, S390_LAZY):
+            self._fill_allocator()
+        self._fill_timers()
+        self._fill_load()
+        for slot in range(self.contexts):
+            self._fill_context(slot)
+        self._fill_programs(real_time=real_time)
+
+    def _fill_domain(self) -> None:
+        at, domain, options = self.segment.address, self.segment["domain"][0], self.config.domain
+        domain.wanted_type = self.type
+        domain.dma_limit_pfn = self._dma_limit_pfn()
+        domain.pci_32bit_workaround = 1
+        domain.s390.aperture_start_pfn = self.aperture_start_pfn
+        domain.s390.aperture_pages = self.aperture_pages
+        domain.s390.tlb_refresh = self.config.hypervisor.shadows
+        self._fill_table(domain.s390.pgtable, "guest")
+        cookie = domain.cookie
+        cookie.qt = SINGLE_QUEUE if self.type == SINGLE_FQ else PERCPU_QUEUE
+        cookie.fq_size = self.fq_size
+        cookie.fq_timeout_ns = round(self.fq_timeout_ms * 1e6)
+        cookie.num_possible_cpus = self.cpus
+        cookie.wait_on_overrun = options.on_overrun == "wait"
+        if self._rings() and self._rings_fit():
+            domain.rings = at("rings")
+            domain.ring_entries = at("ring_entries")
+        allocated = at("allocated") if self.config.machine.check else 0
+        if self.type in (S390_STRICT, S390_LAZY):
+            zdev = domain.zdev
+            zdev.iommu_pages = min(self.aperture_pages, self._dma_limit_pfn() - self.aperture_start_pfn + 1)
+            zdev.start_pfn = self.aperture_start_pfn
+            zdev.iommu_bitmap = at("iommu_bitmap")
+            zdev.lazy_bitmap = at("lazy_bitmap")
+            zdev.unmapped_at = at("unmapped_at")
+            zdev.allocated = allocated
+        else:
+            cookie.iovad.allocated = allocated
+
+    def _dma_limit_pfn(self) -> int:
+        reach = (1 << self.config.domain.dma_bits) - 1 >> PAGE_SHIFT
+        return min(reach, self.aperture_start_pfn + self.aperture_pages - 1)
+
+    def _fill_table(self, table: Any, name: str) -> None:
+        at = self.segment.address
+        table.region_table = at(f"{name}_region_table")
+        if name == "guest" or self.config.hypervisor.shadows:
+            table.segment_tables = at(f"{name}_segment_tables")
+            table.page_tables = at(f"{name}_page_tables")
+            table.segment_tables_max = self.segment_tables
+            table.page_tables_max = self.page_tables
+
+    def _fill_hypervisor(self) -> None:
+        at, hv, model = self.segment.address, self.segment["hypervisor"][0], self.config.hypervisor
+        hv.intercept_ns = round(model.intercept_ns)
+        hv.walk_ps = round(model.walk_ns * 1000)
+        hv.change_ps = round(model.change_ns * 1000)
+        hv.absent_counts = model.absent_entries == "count"
+        hv.shadows = model.shadows
+        hv.is_inline = model.service == "inline"
+        hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0
+        hv.guest_spins = _GUEST_SPINS if self.spare_cores > 0 else 0
+        hv.ring = at("request_ring")
+        hv.ring_mask = self.ring_size - 1
+        hv.requests = at("requests")
+        hv.guest_table = at("domain") + iommu_domain.fields["s390"][1]  # type: ignore[index]
+        self._fill_table(hv.shadow, "shadow")
+        for slot in range(self.contexts):
+            server = self.segment["servers"][slot]
+            server.wait_histogram = at("wait_histogram", slot * BUCKETS)
+            server.schedule_histogram = at("schedule_histogram", slot * BUCKETS)
+
+    def _fill_allocator(self) -> None:
+        at, iovad = self.segment.address, self.segment["domain"][0].cookie.iovad
+        ranges = self.segment["iova_ranges"]
+        ranges["node"]["next"][:-1] = at("iova_ranges") + iova_t.itemsize * np.arange(1, self.ranges)
+        iovad.free_nodes = at("iova_ranges")
+        magazines = self.segment["magazines"]
+        magazines["next"][:-1] = at("magazines") + iova_magazine.itemsize * np.arange(1, self.magazines)
+        iovad.free_magazines = at("magazines")
+        iovad.num_online_cpus = self.cpus
+        iovad.rcaches = at("rcaches")
+        for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+            self.segment["rcaches"][order].cpu_rcaches = at("cpu_rcaches", order * self.cpus)
+        domain = self.segment["domain"][0]
+        domain.reserved = at("reserved")
+        domain.reserved_count = len(self.config.domain.reserved)
+        for i, (first, last) in enumerate(self.config.domain.reserved):
+            self.segment["reserved"][2 * i : 2 * i + 2] = (first >> PAGE_SHIFT, last >> PAGE_SHIFT)
+
+    def _fill_timers(self) -> None:
+        at, base, timers = self.segment.address, self.segment["timer_base"][0], self.segment["timers"]
+        base.tick_ns = 1_000_000_000 // self.config.machine.hz
+        base.timers = at("timers")
+        cookie = at("domain") + iommu_domain.fields["cookie"][1]  # type: ignore[index]
+        timers[0] = cookie + self.segment["domain"].dtype["cookie"].fields["fq_timer"][1]
+        base.count = 1
+        if self.type not in (S390_STRICT, S390_LAZY):
+            work = iova_rcache.fields["work"][1]  # type: ignore[index]
+            for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+                timers[1 + order] = at("rcaches", order) + work
+            base.count += IOVA_RANGE_CACHE_MAX_SIZE
+
+    def _fill_load(self) -> None:
+        segments = self.workload.segments
+        self.segment["segments"][: len(segments)] = segments
+        self.segment["teardown"][0].slots = self.workload.slots
+        start = 0
+        for program in self.workload.programs:
+            self.segment["ops"][start : start + len(program.ops)] = program.ops
+            start += len(program.ops)
+
+    def role_of(self, slot: int) -> int:
+        """The role of a context."""
+        if slot < self.cpus:
+            return ROLE_CPU
+        if slot == self.timer:
+            return ROLE_TIMER
+        return ROLE_SUPERVISOR if slot == self.supervisor else ROLE_HYPERVISOR
+
+    def _fill_context(self, slot: int) -> None:
+        at, cpu, role = self.segment.address, self.segment["contexts"][slot], self.role_of(slot)
+        control_fields = control_t.fields
+        cpu.id = slot if role == ROLE_CPU else 0
+        cpu.slot = slot
+        cpu.role = role
+        cpu.generation = 1
+        cpu.owner = owner_word(slot, 1)
+        cpu.dead_generation = at("dead_generation")
+        cpu.control = at("control")
+        cpu.abort = at("control") + control_fields["abort"][1]  # type: ignore[index]
+        watched = "cpus_retired" if role == ROLE_TIMER else "timer_retired"
+        cpu.retired = at("control") + control_fields[watched][1]  # type: ignore[index]
+        cpu.domain = at("domain")
+        cpu.hypervisor = at("hypervisor")
+        cpu.request = at("requests", slot)
+        cpu.server = at("servers", slot)
+        cpu.timers = at("timer_base")
+        for name in ("map_histogram", "unmap_histogram", "exposure_histogram"):
+            cpu[name] = at(name, slot * BUCKETS)
+        cpu.slots = at("slots")
+        cpu.segments = at("segments")
+        cpu.pair_limit = _UNLIMITED
+
+    def _fill_programs(self, *, real_time: bool) -> None:
+        start, pairs = 0, self.config.machine.ops
+        for number, program in enumerate(self.workload.programs):
+            cpu = self.segment["contexts"][number]
+            cpu.ops = self.segment.address("ops", start)
+            cpu.op_count = len(program.ops)
+            cpu.loop_start = program.loop_start
+            cpu.real_time = real_time
+            cpu.marks = self.segment.address("marks", number * self.marks_per_cpu)
+            if pairs is not None and program.repeats:
+                cpu.pair_limit = pairs // self.cpus + (number < pairs % self.cpus)
+            start += len(program.ops)

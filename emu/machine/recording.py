@@ -1,0 +1,112 @@
+"""What a run leaves in its segment, copied out: plain arrays that analysis works on after the segment has gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emu.iommu.flush_queue import iova_fq
+from emu.machine.context import ROLE_HYPERVISOR
+from emu.machine.crew import Member
+from emu.machine.layout import Layout
+from emu.native.histogram import BUCKETS
+
+
+@dataclass(slots=True)
+class Recording:
+    """A finished run.
+
+    Attributes:
+        contexts: every process's context but the supervisor's; shape (n,), dtype cpu_t.
+        supervisor: the supervisor's context after teardown, or None.
+        names, exits: of those processes.
+        cpus: how many of them are CPUs; they come first.
+        domain, hypervisor: shape (1,).
+        servers: what served requests, shape (n,), dtype server_t: the hypervisor's, or every context when inline.
+        histograms: summed over processes; `wait` and `schedule` in ns, the others in ticks.
+        rings: shape (rings,), dtype iova_fq.
+        locks: (name, records), dtype spinlock_t.
+        marks: shape (cpus, marks), dtype mark_t.
+        teardown: shape (1,), or None when a process had died.
+        tick_ns: ns of one tick.
+    """
+
+    contexts: npt.NDArray[Any]
+    names: list[str]
+    exits: list[int | None]
+    cpus: int
+    domain: npt.NDArray[Any]
+    hypervisor: npt.NDArray[Any]
+    servers: npt.NDArray[Any]
+    server_count: int
+    histograms: dict[str, npt.NDArray[np.int64]]
+    rings: npt.NDArray[Any]
+    locks: list[tuple[str, npt.NDArray[Any]]]
+    marks: npt.NDArray[Any]
+    segment_bytes: int
+    fq_size: int
+    fq_timeout_ms: float
+    tick_ns: float
+    fq_init_failed: bool
+    teardown: npt.NDArray[Any] | None = None
+    supervisor: Any = None
+
+
+def record(layout: Layout, members: list[Member]) -> Recording:
+    """Copy a stopped machine's segment."""
+    segment = layout.segment
+    contexts = segment.copy_of("contexts")[: layout.supervisor]
+    domain = segment.copy_of("domain")
+    hypervisor = segment.copy_of("hypervisor")
+    serving = np.array([layout.role_of(slot) == ROLE_HYPERVISOR for slot in range(layout.supervisor)])
+    if not layout.servers:
+        serving[:] = True
+    return Recording(
+        contexts=contexts,
+        names=[member.name for member in members],
+        exits=[member.exit for member in members],
+        cpus=layout.cpus,
+        domain=domain,
+        hypervisor=hypervisor,
+        servers=segment.copy_of("servers")[: layout.supervisor][serving],
+        server_count=max(layout.servers, 1),
+        histograms={
+            name: segment[f"{name}_histogram"].reshape(-1, BUCKETS)[: layout.supervisor].sum(axis=0)
+            for name in ("map", "unmap", "exposure", "wait", "schedule")
+        },
+        rings=segment.copy_of("rings") if domain["rings"][0] else np.zeros(0, iova_fq),
+        locks=_locks(layout, domain, hypervisor),
+        marks=segment.copy_of("marks").reshape(layout.cpus, layout.marks_per_cpu),
+        segment_bytes=segment.size,
+        fq_size=layout.fq_size,
+        fq_timeout_ms=layout.fq_timeout_ms,
+        tick_ns=_tick_ns(contexts[: layout.cpus]),
+        fq_init_failed=bool(domain["fq_init_failed"][0]),
+    )
+
+
+def _locks(layout: Layout, domain: Any, hypervisor: Any) -> list[tuple[str, npt.NDArray[Any]]]:
+    iovad = domain["cookie"]["iovad"]
+    locks = [
+        ("iova_rbtree_lock", iovad["iova_rbtree_lock"]),
+        ("iova_magazine_lock", iovad["magazine_lock"]),
+        ("iommu_bitmap_lock", domain["zdev"]["iommu_bitmap_lock"]),
+        ("hypervisor lock", hypervisor["lock"]),
+    ]
+    if domain["rings"][0]:
+        locks.append(("iova_fq.lock", layout.segment.copy_of("rings")["lock"]))
+    if iovad["rcaches"][0]:
+        locks.append(("iova_cpu_rcache.lock", layout.segment.copy_of("cpu_rcaches")["lock"]))
+        locks.append(("iova_rcache.lock", layout.segment.copy_of("rcaches")["lock"]))
+    return locks
+
+
+def _tick_ns(cpus: npt.NDArray[Any]) -> float:
+    """Length of a tick, from the CPU that ran longest."""
+    spans = cpus["stopped_ns"] - cpus["started_ns"]
+    longest = int(np.argmax(spans))
+    ticks = int(cpus["stopped_ticks"][longest] - cpus["started_ticks"][longest])
+    return float(spans[longest]) / ticks if ticks > 0 and spans[longest] > 0 else 1.0

@@ -1,0 +1,315 @@
+"""The supervisor: compiles, forks, starts all together, watches, stops, and reads what they left in the segment."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from emu.config import Config, DomainType, cores
+from emu.iommu.domain import FQ_WARNING
+from emu.machine.context import control_t
+from emu.machine.cpu import cpu_main
+from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
+from emu.machine.hypervisor import hypervisor_main
+from emu.machine.layout import Layout
+from emu.machine.lifecycle import init_machine, teardown_machine
+from emu.machine.recording import Recording, record
+from emu.machine.timer import timer_main
+from emu.native.compile import compile_entries
+from emu.native.futex import EVERYONE, futex_wake
+from emu.native.segment import SegmentError
+from emu.workload.program import Workload
+
+ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine)
+
+_START_S = 60.0
+_ABORT_S = 0.25
+_KILL_S = 0.15
+_BEAT_S = 0.05
+
+
+class MachineError(Exception):
+    """The machine cannot be started; the message is one line: what, where, what to do."""
+
+
+@dataclass(slots=True)
+class MachineRun:
+    """What a machine left behind.
+
+    Attributes:
+        recording: everything that was counted and measured.
+        died: "cpu 1 (pid 17) was killed by SIGKILL" when a process of the machine died, else None.
+        interrupted: the user stopped it.
+        warnings: sentences for the user.
+    """
+
+    recording: Recording
+    died: str | None
+    interrupted: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+def compile_machine(on_compile: Callable[[int, int], None] | None = None) -> bool:
+    """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
+    return compile_entries(ENTRIES, on_compile)
+
+
+def run_machine(
+    config: Config,
+    domain: DomainType,
+    workload: Workload,
+    *,
+    real_time: bool = False,
+    on_compile: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> MachineRun:
+    """Run one load on one domain, from the first process to the last.
+
+    Args:
+        config: the description; its list of domains is not looked at.
+        domain: the scheme.
+        workload: one program for each CPU.
+        real_time: honour the recorded times of the operations.
+        on_compile: told (functions compiled, functions known) while something is compiled.
+        on_progress: told the fraction of the run that has passed, 0 to 1.
+
+    Returns:
+        MachineRun, also of a run that was interrupted or in which a process died.
+
+    Raises:
+        MachineError: when it cannot be started; nothing is left behind.
+    """
+    compile_machine(on_compile)
+    try:
+        layout = Layout(config, domain, workload, real_time=real_time)
+    except SegmentError as error:
+        raise MachineError(str(error)) from None
+    try:
+        machine = Machine(layout, on_progress or (lambda fraction: None))
+        with machine.listening():
+            machine.run()
+        recording = record(layout, machine.members)
+        if not machine.died:
+            teardown_machine(layout.segment.address("contexts", layout.supervisor), layout.segment.address("teardown"))
+            recording.teardown = layout.segment.copy_of("teardown")
+            recording.supervisor = layout.segment["contexts"][layout.supervisor].copy()
+    finally:
+        layout.segment.unlink()
+    return MachineRun(recording, machine.died, machine.interrupted, _warnings(layout, recording))
+
+
+def _warnings(layout: Layout, recording: Recording) -> list[str]:
+    warnings = []
+    if recording.fq_init_failed:
+        warnings.append(
+            f"{FQ_WARNING}: the rings need more than domain.fq_memory_mb = "
+            f"{layout.config.domain.fq_memory_mb} MiB; the domain is strict"
+        )
+    if layout.config.machine.engine == "processes" and layout.cpus > cores():
+        warnings.append(
+            f"{layout.cpus} CPUs on {cores()} cores: they take turns, so waits include this machine's scheduling"
+        )
+    return warnings
+
+
+class Machine:
+    """The running machine.
+
+    Attributes:
+        members: its processes or threads, in the order of their contexts.
+        died: who died of what, if anybody did.
+        interrupted: whether a signal has asked to stop.
+    """
+
+    def __init__(self, layout: Layout, on_progress: Callable[[float], None]) -> None:
+        self.layout = layout
+        self.config = layout.config
+        self.members = [self._member(slot) for slot in range(layout.supervisor)]
+        self.died: str | None = None
+        self.interrupted = False
+        self._on_progress = on_progress
+        self._control = layout.segment["control"][0]
+        self._left: set[int] = set()
+        self._crew: Crew
+
+    def _member(self, slot: int) -> Member:
+        layout = self.layout
+        if slot < layout.cpus:
+            name, run = f"cpu {slot}", cpu_main
+        elif slot == layout.timer:
+            name, run = "timer", timer_main
+        else:
+            number = slot - layout.first_server
+            name, run = f"hypervisor {number}" if layout.servers > 1 else "hypervisor", hypervisor_main
+        return Member(
+            name=name,
+            slot=slot,
+            context=layout.segment["contexts"][slot],
+            address=layout.segment.address("contexts", slot),
+            run=run,
+            dead_generation=layout.segment["dead_generation"],
+            core=self._core(slot),
+        )
+
+    def _core(self, slot: int) -> int | None:
+        """Core to bind a context to: CPUs when each can have its own, servers when there are cores left for them."""
+        available = sorted(os.sched_getaffinity(0))
+        if not self.config.machine.pin or len(available) < self.layout.cpus or slot == self.layout.timer:
+            return None
+        if slot < self.layout.cpus:
+            return available[slot]
+        core = self.layout.cpus + slot - self.layout.first_server
+        return available[core] if core < len(available) else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM as the wish to stop, where signals can be had."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(_number: int, _frame: Any) -> None:
+            self.interrupted = True
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self) -> None:
+        """Start all, let them run, stop all.
+
+        Raises:
+            MachineError: when one cannot be started.
+        """
+        init_machine(self.layout.segment.address("contexts", self.layout.supervisor))
+        processes = self.config.machine.engine == "processes"
+        if processes:
+            _raise_file_limit(4 * len(self.members) + 64)
+        self._crew = ProcessCrew() if processes else ThreadCrew()
+        try:
+            for member in self.members:
+                self._crew.start(member)
+                self._left.add(member.slot)
+                if self.interrupted:
+                    return
+            if self._gathered():
+                self._start_together()
+                self._watch()
+        except CrewError as error:
+            raise MachineError(str(error)) from None
+        finally:
+            self._stop()
+
+    def _gathered(self) -> bool:
+        """Wait until every process is ready."""
+        until = time.monotonic() + _START_S
+        while self._control.ready < len(self.members):
+            if self.interrupted or self._reap(0.001):
+                return False
+            if time.monotonic() > until:
+                raise MachineError(f"only {self._control.ready} of {len(self.members)} processes started in {_START_S} s")
+        return True
+
+    def _start_together(self) -> None:
+        self._control.go = 1
+        self._wake("go")
+
+    def _watch(self) -> None:
+        """Until the time is over, all programs have ended, somebody died or the user wants to stop."""
+        started = time.monotonic()
+        timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
+        until = started + self.config.machine.seconds if timed else float("inf")
+        while not self.interrupted and not self.died and any(slot < self.layout.cpus for slot in self._left):
+            remaining = until - time.monotonic()
+            if remaining <= 0:
+                break
+            self._reap(min(remaining, _BEAT_S))
+            self._on_progress(self._fraction(started, until))
+        self._on_progress(1.0)
+
+    def _fraction(self, started: float, until: float) -> float:
+        if until != float("inf"):
+            return min((time.monotonic() - started) / (until - started), 1.0)
+        contexts = self.layout.segment["contexts"][: self.layout.cpus]
+        if self.config.machine.ops is not None:
+            return min(float(contexts["ctrs"]["unmaps"].sum()) / self.config.machine.ops, 1.0)
+        wanted = sum(int((p.ops["code"] == 2).sum()) for p in self.layout.workload.programs)
+        return min(float(contexts["ctrs"]["unmaps"].sum()) / max(wanted, 1), 1.0)
+
+    def _stop(self) -> None:
+        """CPUs first, then the timer, which may need the hypervisor, then the hypervisor; by force if they do not."""
+        layout = self.layout
+        self._control.stop = 1
+        self._wake("go")
+        self._await({slot for slot in self._left if slot < layout.cpus})
+        self._control.cpus_retired = 1
+        futex_wake(layout.segment.address("timer_base"), EVERYONE)
+        self._await(self._left & {layout.timer})
+        self._control.timer_retired = 1
+        hypervisor = layout.segment["hypervisor"]
+        doorbell = layout.segment.address("hypervisor") + hypervisor.dtype.fields["doorbell"][1]
+        futex_wake(doorbell, EVERYONE)
+        self._await(set(self._left))
+        killed = self._crew.kill()
+        self._left.clear()
+        if killed and not self.died and not self.interrupted:
+            self.died = f"{killed[0].name} did not stop and was killed"
+
+    def _await(self, slots: set[int]) -> None:
+        patience = _ABORT_S if self.interrupted or self.died else _ABORT_S + self._longest_flush_s()
+        until = time.monotonic() + patience
+        while slots & self._left and time.monotonic() < until:
+            self._reap(min(_BEAT_S, until - time.monotonic()))
+            if self.interrupted or self.died:
+                until = min(until, time.monotonic() + _ABORT_S)
+        if slots & self._left:
+            self._control.abort = 1
+            until = time.monotonic() + _KILL_S
+            while slots & self._left and time.monotonic() < until:
+                self._reap(_BEAT_S)
+
+    def _longest_flush_s(self) -> float:
+        """What a CPU may have to wait for before it sees that it must stop."""
+        model = self.config.hypervisor
+        entries = self.layout.aperture_pages
+        one = model.intercept_ns + entries * (model.walk_ns + model.change_ns)
+        return min(one * 4 / 1e9, 10.0)
+
+    def _reap(self, timeout_s: float) -> bool:
+        """Take note of those that have ended; True when one of them died."""
+        for member in self._crew.ended(timeout_s):
+            self._left.discard(member.slot)
+            if member.context.finished and member.exit == 0:
+                continue
+            if not self.died:
+                self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
+            self._control.abort = 1
+            self._control.stop = 1
+        return self.died is not None
+
+    def _wake(self, name: str) -> None:
+        offset = control_t.fields[name][1]  # type: ignore[index]
+        futex_wake(self.layout.segment.address("control") + offset, EVERYONE)
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"ended by itself with exit code {exit_code}"
+
+
+def _raise_file_limit(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

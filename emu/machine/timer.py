@@ -1,0 +1,44 @@
+"""The timer process: fires the flush timer, and runs the allocator's depot workers, on behalf of the arming CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.iommu.domain import iommu_domain
+from emu.iommu.flush_queue import fq_flush_timeout
+from emu.iommu.iova import IOVA_RANGE_CACHE_MAX_SIZE, iova_depot_work_func, iova_rcache
+from emu.machine.context import cpu_t
+from emu.machine.cpu import wait_for_go
+from emu.native.atomics import int64_t, read_once
+from emu.native.compile import entry, jit
+from emu.native.record import address_of, deref, element
+from emu.native.timer import wait_for_timer
+
+_LONGEST_SLEEP_NS = 20_000_000
+
+
+@jit
+def _run_timer(cpu: Any, domain: Any, timer: int) -> None:
+    if timer == address_of(domain.cookie, "fq_timer"):
+        fq_flush_timeout(cpu, domain.cookie)
+        return
+    for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        rcache = element(iova_rcache, domain.cookie.iovad.rcaches, order)
+        if timer == address_of(rcache, "work"):
+            iova_depot_work_func(cpu, rcache)
+            return
+
+
+@entry
+def timer_main(context: int) -> int:
+    """Process of the timer; ends when the CPUs have."""
+    cpu = deref(cpu_t, context)
+    domain = deref(iommu_domain, cpu.domain)
+    retired = deref(int64_t, cpu.retired)
+    if wait_for_go(cpu):
+        while not read_once(retired, "value"):
+            timer = wait_for_timer(cpu, _LONGEST_SLEEP_NS)
+            if timer:
+                _run_timer(cpu, domain, timer)
+    cpu.finished = 1
+    return 0

@@ -1,0 +1,141 @@
+"""Compiling: the decorators, and a cache that never runs stale code.
+
+`@jit` marks a function that becomes part of its callers, `@inline` one that must vanish into them, `@slow` one that must
+not, `@entry` one that Python calls with addresses; only entries are cached on disk. numba keys its cache on one file, so an edit of an imported
+module, or a changed global, would still run old code. Here the cache folder's name is a hash of all source that
+compiled code can come from, of the versions of numba and NumPy and of the clock chosen for this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit
+from numba.core import config, event
+
+from emu.native.clock import TICKS_ARE_CYCLES
+from emu.native.whole_program import whole_program
+
+PACKAGE = Path(__file__).resolve().parent.parent
+COMPILED_FOLDERS = ("native", "iommu", "hypervisor", "machine", "workload")
+KEPT_CACHES = 6
+
+_function_count = 0
+_slow: set[str] = set()
+
+
+def source_key() -> str:
+    """Hash of everything that compiled code depends on, 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for folder in COMPILED_FOLDERS:
+        for path in sorted((PACKAGE / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name}".encode())
+            digest.update(path.read_bytes())
+    digest.update(f"{numba.__version__} {llvmlite.__version__} {np.__version__} {TICKS_ARE_CYCLES}".encode())
+    return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """Where compiled code is kept: $EMU_CACHE_DIR, or the user's cache folder."""
+    configured = os.environ.get("EMU_CACHE_DIR")
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emu"
+
+
+def _choose_cache() -> Path:
+    key = source_key()
+    for root in (cache_root(), Path(tempfile.gettempdir()) / f"emu-cache-{os.getuid()}"):
+        try:
+            (root / key).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(root / key, os.W_OK) and (root / key).stat().st_uid == os.getuid():
+            _prune(root, key)
+            return root / key
+    return Path(tempfile.mkdtemp(prefix="emu-cache-"))
+
+
+def _prune(root: Path, key: str) -> None:
+    """Forget caches of old sources, so that edits do not fill the disk."""
+    others = [folder for folder in root.iterdir() if folder.is_dir() and folder.name != key and len(folder.name) == 16]
+    for folder in sorted(others, key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_CACHES:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+config.CACHE_DIR = str(_choose_cache())
+
+
+def _compiled(function: Callable[..., Any], *, forceinline: bool = False, **options: Any) -> Any:
+    global _function_count
+    _function_count += 1
+    # Said explicitly: a function without the option inherits it from whoever happens to call it first.
+    return njit(nogil=True, error_model="numpy", forceinline=forceinline, **options)(function)
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile without the GIL, as a part of whoever calls it."""
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """The same, and inlined into every caller: for small steps of the hot path."""
+    return _compiled(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def slow(function: Callable[..., Any]) -> Any:
+    """Compile, and keep out of line: for what the hot path rarely does, so that it stays small."""
+    _slow.add(function.__qualname__)
+    return jit(function)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """A function of addresses that Python calls: compiled for int64 arguments, cached on disk."""
+    return _compiled(function, cache=True)
+
+
+class _Listener(event.Listener):  # type: ignore[misc]
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self.done = 0
+        self.progress = progress
+
+    def on_start(self, event: Any) -> None:
+        pass
+
+    def on_end(self, event: Any) -> None:
+        self.done += 1
+        self.progress(self.done, max(self.done, _function_count))
+
+
+def compile_entries(entries: Iterable[Any], progress: Callable[[int, int], None] | None = None) -> bool:
+    """Make entries ready to be called in this process and in those forked from it.
+
+    Args:
+        entries: functions decorated with `entry`, or their plain Python selves when interpreted.
+        progress: told (functions compiled, functions known) while something is compiled.
+
+    Returns:
+        Whether anything had to be compiled, that is, was not in the cache.
+    """
+    if config.DISABLE_JIT:
+        return False
+    listener = _Listener(progress or (lambda done, total: None))
+    functions = list(entries)
+    names = {function.py_func.__qualname__ for function in functions}
+    cold = False
+    with event.install_listener("numba:compile", listener), whole_program(names.__contains__, _slow.__contains__):
+        for function in functions:
+            if not function.signatures:
+                arguments = function.py_func.__code__.co_argcount
+                function.compile((numba.types.int64,) * arguments)
+                cold = cold or not function.stats.cache_hits
+    return cold

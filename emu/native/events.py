@@ -1,0 +1,187 @@
+"""What happened on each CPU, in binary: rings in the segment that one process fills and the supervisor empties.
+
+A ring has one producer and one consumer. Its positions only grow; the low bits name the slot. The producer keeps a copy
+of the consumer's position and looks at the real one only when the ring seems full, so that the two rarely fight for a
+cache line. A full ring never blocks: the new event is counted as lost and dropped. A producer that is killed leaves a
+whole ring behind, for an event exists once `tail` has passed it.
+
+Emptying is a compiled entry too: NumPy's loads and stores come in the machine's own order, which is strong enough on
+x86_64 and not elsewhere.
+
+On disk a CPU's events are `events-cpuN.bin`: one line of text that describes the records, then the records.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from emu.native.atomics import smp_load_acquire, smp_store_release, write_once
+from emu.native.compile import entry, inline, jit
+from emu.native.record import deref, element, pointer_to, struct
+
+event_t = struct(ticks="i8", code="i4", cpu="i4", a="i8", b="i8")
+"""`cpu` is the emulated CPU on whose behalf it happened; `a` and `b` mean what the code says."""
+
+event_ring_t = struct(
+    lines=("head", "tail"),
+    head="i8",
+    tail="i8",
+    cached_head="i8",
+    mask="i8",
+    events="i8",
+    lost="i8",
+)
+"""`head` is the consumer's, the rest the producer's. `events` is the address of `mask` + 1 event_t, a power of two."""
+
+MAGIC = "emu-events"
+VERSION = 1
+
+
+class EventFileError(Exception):
+    """A file holds no events that this version can read; the message is one line."""
+
+
+@inline
+def _fill(event: Any, at_ticks: int, code: int, cpu_id: int, a: int, b: int) -> None:
+    event.ticks = at_ticks
+    event.code = code
+    event.cpu = cpu_id
+    event.a = a
+    event.b = b
+
+
+@jit
+def _has_room(ring: Any, tail: int) -> bool:
+    """Look where the consumer is now."""
+    # Acquire: the consumer has read the slots that are written next. Pairs with the release of head in drain_ring().
+    ring.cached_head = smp_load_acquire(ring, "head")
+    return bool(tail - ring.cached_head <= ring.mask)
+
+
+@inline
+def emit(ring: Any, code: int, cpu_id: int, a: int, b: int, at_ticks: int) -> None:
+    """Append an event to the caller's own ring; when that is full, count it as lost."""
+    tail = ring.tail
+    if tail - ring.cached_head > ring.mask and not _has_room(ring, tail):
+        write_once(ring, "lost", ring.lost + 1)
+        return
+    _fill(element(event_t, ring.events, tail & ring.mask), at_ticks, code, cpu_id, a, b)
+    # Release: whoever sees the new tail sees the event. Pairs with the acquire of tail in drain_ring().
+    smp_store_release(ring, "tail", tail + 1)
+
+
+@entry
+def drain_ring(ring_address: int, to: int, most: int) -> int:
+    """Move up to `most` events from a ring to the array at `to`; returns how many."""
+    ring = deref(event_ring_t, ring_address)
+    head = ring.head
+    # Acquire: all events below tail are whole. Pairs with the release of tail in emit().
+    count = min(smp_load_acquire(ring, "tail") - head, most)
+    for i in range(count):
+        event = element(event_t, ring.events, (head + i) & ring.mask)
+        _fill(element(event_t, to, i), event.ticks, event.code, event.cpu, event.a, event.b)
+    # Release: the slots have been read before the producer writes them again. Pairs with the acquire of head in
+    # _has_room().
+    smp_store_release(ring, "head", head + count)
+    return int(count)
+
+
+def init_ring(ring: Any, events: int, count: int) -> None:
+    """Make a ring empty, with room for `count` events, a power of two, at the address `events`.
+
+    Raises:
+        ValueError: when `count` is not a power of two.
+    """
+    if count < 1 or count & (count - 1):
+        raise ValueError(f"an event ring cannot have {count} slots: they must be a power of two")
+    ring.head = ring.tail = ring.cached_head = ring.lost = 0
+    ring.mask = count - 1
+    ring.events = events
+
+
+def drain(ring: Any) -> npt.NDArray[np.void]:
+    """Take what a ring holds now.
+
+    Args:
+        ring: its record, event_ring_t; nobody else may drain it at the same time.
+
+    Returns:
+        A private copy, oldest first, shape (n,), dtype event_t.
+    """
+    events = np.empty(int(ring.mask) + 1, event_t)
+    return events[: drain_ring(pointer_to(ring), events.ctypes.data, len(events))]
+
+
+class EventFile:
+    """`events-cpuN.bin` in a folder, written chunk by chunk; read it with `read_events`.
+
+    Raises:
+        OSError: also from `append`, after which the file must not be appended to any more.
+    """
+
+    def __init__(self, folder: Path, cpu: int) -> None:
+        self.path = folder / f"events-cpu{cpu}.bin"
+        self._file = self.path.open("wb")
+        self._file.write(_header())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, events: npt.NDArray[np.void]) -> None:
+        """Write a chunk through to the system, so that a crash of this process loses nothing before it."""
+        self._file.write(events.tobytes())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; more than once is fine."""
+        self._file.close()
+
+
+def _header() -> bytes:
+    return f"{MAGIC} {VERSION} {json.dumps(event_t.descr)}\n".encode()
+
+
+def read_events(path: Path) -> npt.NDArray[np.void]:
+    """Read a file of events; a last record that was cut off is left out.
+
+    Args:
+        path: written by EventFile, on a machine of any byte order.
+
+    Returns:
+        Shape (n,), dtype event_t.
+
+    Raises:
+        EventFileError: when it is no such file, or of another version.
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as file:
+        form = _record_form(path, file.readline(1024))
+        records = file.read()
+    return np.frombuffer(records, form, len(records) // form.itemsize).astype(event_t)
+
+
+def _record_form(path: Path, header: bytes) -> np.dtype[np.void]:
+    magic, _, rest = header.decode("ascii", "replace").partition(" ")
+    version, _, description = rest.partition(" ")
+    if magic != MAGIC or not header.endswith(b"\n"):
+        raise EventFileError(f"{path}: not a file of events")
+    if version != str(VERSION):
+        raise EventFileError(f"{path}: events of version {version}, but this emu reads version {VERSION}")
+    try:
+        form = np.dtype([(name, kind) for name, kind in json.loads(description)])
+    except (TypeError, ValueError) as error:
+        raise EventFileError(f"{path}: damaged header: {error}") from None
+    if form.names != event_t.names:
+        raise EventFileError(f"{path}: records of {form.names}, not of {event_t.names}")
+    return form

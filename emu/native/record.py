@@ -1,0 +1,79 @@
+"""Records: C structs as NumPy dtypes, and pointers to them.
+
+Everything that processes share is a record in one segment. A pointer is an int64 address: processes are forked after
+the segment was mapped, so an address means the same in all of them, and following one costs what it costs in C.
+`deref(iova_magazine, cpu_rcache.loaded)` reads like the kernel's `cpu_rcache->loaded`, and `element(t, base, i)` like
+a flexible array member. NULL is 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from emu.native import llvm
+
+CACHE_LINE = 64
+NULL = 0
+
+
+def struct(*, lines: tuple[str, ...] = (), **fields: Any) -> np.dtype[np.void]:
+    """A record dtype laid out as a C compiler would.
+
+    Args:
+        lines: fields that start a cache line of their own; the record is then padded to whole lines, so that
+            neighbours in an array do not share one either.
+        **fields: name = dtype, in order.
+
+    Returns:
+        An aligned structured dtype.
+    """
+    offset, offsets = 0, []
+    alignment = max(np.dtype(f).alignment for f in fields.values())
+    for name, form in fields.items():
+        boundary = CACHE_LINE if name in lines else np.dtype(form).alignment
+        offset = -(-offset // boundary) * boundary
+        offsets.append(offset)
+        offset += np.dtype(form).itemsize
+    boundary = CACHE_LINE if lines else alignment
+    size = -(-offset // boundary) * boundary
+    layout = {"names": list(fields), "formats": list(fields.values()), "offsets": offsets, "itemsize": size}
+    return np.dtype(layout, align=True)
+
+
+def _view(dtype: np.dtype[np.void], address: int) -> Any:
+    memory = (ctypes.c_char * dtype.itemsize).from_address(int(address))
+    return np.frombuffer(memory, dtype).view(np.recarray)[0]
+
+
+def deref(dtype: Any, address: int) -> Any:
+    """The record of type `dtype` at `address`."""
+    if not address:
+        raise ValueError(f"NULL pointer to {dtype.names}")
+    return _view(dtype, address)
+
+
+def element(dtype: Any, address: int, index: int) -> Any:
+    """Element `index` of an array of `dtype` that starts at `address`."""
+    return deref(dtype, int(address) + int(index) * dtype.itemsize)
+
+
+def address_of(record: Any, field: str) -> int:
+    """Address of a field."""
+    return int(record.__array_interface__["data"][0]) + int(record.dtype.fields[field][1])
+
+
+def pointer_to(record: Any) -> int:
+    """Address of a record."""
+    return int(record.__array_interface__["data"][0])
+
+
+deref = llvm.Primitive(deref, llvm.record_at())  # type: ignore[assignment]
+element = llvm.Primitive(element, llvm.record_element())  # type: ignore[assignment]
+address_of = llvm.Primitive(address_of, llvm.field_address())  # type: ignore[assignment]
+pointer_to = llvm.Primitive(pointer_to, llvm.record_address())  # type: ignore[assignment]
+
+int64_t = struct(value="i8")
+"""One 64-bit word: a table entry, a histogram bucket, a bitmap word."""

@@ -1,0 +1,121 @@
+"""Timers that one process runs for all: armed through shared memory, fired at the tick.
+
+As in kernel/time/timer.c a timer never fires early: its expiry is rounded up to jiffies, then to the granularity of the
+timer wheel's level it falls into, and it fires at that tick. So 10 ms at HZ 250 becomes 12 to 16 ms, and 1000 ms
+becomes 1000 to 1032 ms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.native.atomics import cmpxchg, fetch_add, read_once, smp_load_acquire, smp_mb, smp_store_release, write_once
+from emu.native.compile import inline, jit, slow
+from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.record import address_of, deref, element, int64_t, struct
+from emu.native.time import now_ns
+
+TIMER_IDLE, TIMER_ARMING, TIMER_PENDING = 0, 1, 2
+
+timer_t = struct(state="i8", expires_ns="i8", armed_by="i8", armed_at_ns="i8")
+"""`armed_by` is the emulated CPU's number: the callback acts on its behalf."""
+
+timer_base_t = struct(
+    lines=("doorbell", "tick_ns"),
+    doorbell="i4",
+    sleeps_until_ns="i8",
+    tick_ns="i8",
+    timers="i8",
+    count="i8",
+)
+"""`timers` is an array of `count` addresses of timer_t."""
+
+NEVER = 1 << 62
+_WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
+
+
+@inline
+def _jiffies(cpu: Any, base: Any) -> int:
+    return now_ns(cpu) // base.tick_ns
+
+
+@jit
+def wheel_expiry(now_jiffies: int, delta_jiffies: int) -> int:
+    """The jiffy at which a timer armed now for `delta_jiffies` from now fires (calc_wheel_index)."""
+    level = 0
+    while level < _LEVELS - 1 and delta_jiffies >= ((1 << _WHEEL_BITS) - 1) << (_LEVEL_SHIFT * level):
+        level += 1
+    shift = _LEVEL_SHIFT * level
+    return (((now_jiffies + delta_jiffies) >> shift) + 1) << shift
+
+
+@slow
+def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
+    """Arm a timer for `delay_ns` from now; False if it was armed already, which then stands."""
+    if cmpxchg(timer, "state", TIMER_IDLE, TIMER_ARMING) != TIMER_IDLE:
+        return False
+    base = deref(timer_base_t, cpu.timers)
+    delta_jiffies = (delay_ns + base.tick_ns - 1) // base.tick_ns
+    expires_ns = wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
+    timer.armed_at_ns = now_ns(cpu)
+    timer.armed_by = cpu.id
+    timer.expires_ns = expires_ns
+    smp_store_release(timer, "state", TIMER_PENDING)
+    # Either this CPU sees the sleeper's bedtime or the sleeper sees the timer: pairs with smp_mb() in wait_for_timer().
+    smp_mb()
+    if expires_ns < read_once(base, "sleeps_until_ns"):
+        wake_timers(base)
+    return True
+
+
+@inline
+def wake_timers(base: Any) -> None:
+    """Make the timer process look again."""
+    fetch_add(base, "doorbell", 1)
+    futex_wake(address_of(base, "doorbell"), EVERYONE)
+
+
+@jit
+def _next_timer(base: Any) -> int:
+    """Address of the pending timer that expires first, or 0."""
+    found = 0
+    earliest_ns = NEVER
+    for i in range(base.count):
+        address = element(int64_t, base.timers, i).value
+        timer = deref(timer_t, address)
+        if smp_load_acquire(timer, "state") == TIMER_PENDING and timer.expires_ns < earliest_ns:
+            found = address
+            earliest_ns = timer.expires_ns
+    return found
+
+
+@slow
+def wait_for_timer(cpu: Any, longest_ns: int) -> int:
+    """Sleep until a timer is due, at most `longest_ns`.
+
+    Returns:
+        The address of a timer that is due, now idle again, or 0.
+    """
+    base = deref(timer_base_t, cpu.timers)
+    seen = read_once(base, "doorbell")
+    address = _next_timer(base)
+    until_ns = now_ns(cpu) + longest_ns
+    if address:
+        until_ns = min(until_ns, deref(timer_t, address).expires_ns)
+    write_once(base, "sleeps_until_ns", until_ns)
+    # Pairs with smp_mb() in add_timer().
+    smp_mb()
+    if _next_timer(base) == address:
+        remaining_ns = until_ns - now_ns(cpu)
+        if remaining_ns > 0:
+            futex_wait(address_of(base, "doorbell"), seen, remaining_ns)
+    write_once(base, "sleeps_until_ns", 0)
+    address = _next_timer(base)
+    if address == 0:
+        return 0
+    timer = deref(timer_t, address)
+    if timer.expires_ns > now_ns(cpu):
+        return 0
+    cpu.id = timer.armed_by
+    smp_store_release(timer, "state", TIMER_IDLE)
+    return address

@@ -1,0 +1,85 @@
+"""The table read aloud: one or two sentences on what was gained and what it exposes, and what stands out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from emu.report.quantity import amount, duration, times
+from emu.report.table import STRICT, baseline_of, lock_share
+
+Run = dict[str, Any]
+
+_LAZY = (("DMA-FQ", "DMA-SQ"), ("s390-lazy",))
+"""What a user can choose today, then what there was up to Linux 6.6."""
+_WORTH_NAMING = 0.005
+"""Part of the CPUs' time from which on a lock is named."""
+
+
+def gain_and_exposure(runs: Sequence[Run]) -> list[str]:
+    """What the fastest lazy domain gains over strict and exposes, and how the two flush queues differ."""
+    by_name = {run["domain"]: run for run in runs}
+    for names in _LAZY:
+        lazy = [by_name[name] for name in names if name in by_name and by_name[name]["ops"]]
+        if lazy:
+            fastest = max(lazy, key=lambda run: float(run["pairs_per_s"]))
+            return [_gain(fastest, baseline_of(runs)), *_queues_compared(by_name)]
+    return []
+
+
+def most_waited_for_locks(runs: Sequence[Run]) -> list[str]:
+    """For each run the lock that cost most, where any cost something."""
+    named = []
+    for run in runs:
+        lock = max(run["locks"], key=lambda lock: float(lock["total_wait_ns"]), default=None)
+        share = lock_share(run, lock["total_wait_ns"]) if lock else None
+        if lock and share and share >= _WORTH_NAMING:
+            named.append(f"{run['domain']} {lock['name']} {share * 100:.0f} %")
+    return [f"Most waited-for lock, of CPU time: {', '.join(named)}"] if named else []
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the table must not overlook."""
+    return [sentence for run in runs for sentence in _remarks(run)]
+
+
+def _gain(run: Run, baseline: Run) -> str:
+    if not run["exposure"].get("windows"):
+        left = amount(run["exposure"].get("still_open"))
+        return f"{run['domain']}: no flush ended in this time; {left} unmapped IOVAs were reachable to the end."
+    parts = []
+    if baseline["domain"] in STRICT and baseline["pairs_per_s"]:
+        parts.append(f"{times(run['pairs_per_s'] / baseline['pairs_per_s'])} the pairs of {baseline['domain']}")
+    parts.append(f"a device could reach unmapped pages for up to {duration(run['exposure']['max_ns'])}")
+    return f"{run['domain']}: {', but '.join(parts)}."
+
+
+def _queues_compared(by_name: dict[str, Run]) -> list[str]:
+    if "DMA-FQ" not in by_name or "DMA-SQ" not in by_name:
+        return []
+    each, single = (_unmaps_per_flush(by_name[name]) for name in ("DMA-FQ", "DMA-SQ"))
+    if not each or not single:
+        return []
+    counts = f"DMA-FQ flushed everything once in {amount(round(each))} unmaps, DMA-SQ once in {amount(round(single))}"
+    return [f"{counts}: {times(single / each)} as rarely."]
+
+
+def _unmaps_per_flush(run: Run) -> float | None:
+    flushes = run["counters"]["Global RPCITs"]
+    return run["ops"] / flushes if flushes else None
+
+
+def _remarks(run: Run) -> Iterator[str]:
+    name = run["domain"]
+    if run["violations"]:
+        yield f"{name}: {run['violations']} violations: an IOVA was handed out while still in use. This is a bug."
+    conservation = run.get("conservation")
+    if conservation is not None and not conservation["holds"]:
+        yield f"{name}: the books do not balance, see conservation in summary.json. This is a bug."
+    if run["overruns"]:
+        yield (
+            f"{name}: {run['overruns']} ring overruns lost {run.get('overrun_iovas', 0)} IOVAs, as they do in Linux; "
+            "--on-overrun wait avoids it."
+        )
+    if run.get("map_failures"):
+        yield f"{name}: {run['map_failures']} maps failed for want of IOVAs or host resources."

@@ -1,0 +1,160 @@
+"""A kernel trace as an op program: every CPU does again what it did then, in the order it did it.
+
+Each map call becomes one `OP_MAP` at the place of its first chunk, each unmap one `OP_UNMAP` on the CPU it happened on.
+Slots are handed out and come back in trace order, so what an operation waits for always happened before it in the
+trace, and each slot's operations can only happen in the order they have there: the programs cannot deadlock, however
+their CPUs are scheduled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+
+import numpy as np
+import numpy.typing as npt
+
+from emu.capture.ftrace import PAGE_SHIFT, Capture, CaptureError
+from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, Workload, op_t
+
+_Steps = npt.NDArray[np.void]
+_Indices = npt.NDArray[np.int64]
+
+_step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("order", "i8"), ("mapping", "i8")], align=True)
+"""An operation, its CPU and its place in the trace: 2 * event + 1, or 2 * event for what happens before that event.
+`mapping` is the index of what it maps or unmaps, -1 for marks."""
+
+
+def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
+    """Turn a capture into the programs that replay it.
+
+    `Workload.phases` begins with `(before)`; the others are those of `capture.phase_changes`, as they first appear
+    there. Every program enters each phase at its place in the trace. The n-th `OP_MAP` of a program is the n-th of
+    `capture.mappings` on that CPU. `at_ns` counts from the capture's first event and never decreases.
+
+    Args:
+        capture: what was recorded.
+        cpus: CPUs to replay on; as many as recorded if None. On fewer, recorded CPU c becomes CPU c % cpus and trace
+            order is kept; of more, the others stay idle.
+
+    Raises:
+        CaptureError: a mapping is larger than an operation can hold.
+        ValueError: `cpus` is not positive.
+    """
+    cpus = capture.cpus if cpus is None else cpus
+    if cpus < 1:
+        raise ValueError(f"cpus must be positive, not {cpus}")
+    max_pages = int(capture.mappings["pages"].max())
+    if max_pages > np.iinfo(np.int32).max:
+        raise CaptureError(f"{capture.path} has a mapping of {max_pages} pages; leave it out, no replay can hold it")
+    phases = list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
+    steps = np.concatenate([_mark_steps(capture, phases, cpus), _map_steps(capture), _unmap_steps(capture)])
+    steps["cpu"] %= cpus
+    steps = steps[np.argsort(steps["order"], kind="stable")]
+    slots = _hand_out_slots(steps)
+    return Workload(
+        name=capture.name,
+        programs=[_program(steps[steps["cpu"] == cpu]) for cpu in range(cpus)],
+        slots=slots,
+        segments=_segments(capture),
+        phases=phases,
+        max_pages=max_pages,
+        notes=_notes(capture, cpus),
+    )
+
+
+def _program(steps: _Steps) -> Program:
+    ops = np.ascontiguousarray(steps["op"])
+    return Program(ops=ops, loop_start=len(ops))
+
+
+def _notes(capture: Capture, cpus: int) -> list[str]:
+    folded = [f"The {capture.cpus} CPUs of the capture are folded onto {cpus}."] if cpus < capture.cpus else []
+    return capture.report.sentences() + folded
+
+
+def _steps_at(capture: Capture, code: int, events: _Indices) -> _Steps:
+    """Steps that happen where and when some events did."""
+    steps = np.zeros(len(events), _step_t)
+    steps["op"]["code"] = code
+    steps["op"]["at_ns"] = (np.maximum.accumulate(capture.events["time_ns"]) - capture.events["time_ns"][0])[events]
+    steps["cpu"] = capture.events["cpu"][events]
+    steps["order"] = 2 * events + 1
+    return steps
+
+
+def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:
+    """Every phase change on every CPU; the first phase begins before everything."""
+    changes = [change.event for change in capture.phase_changes]
+    numbers = [phases.index(change.name) for change in capture.phase_changes]
+    steps = _steps_at(capture, OP_MARK, np.array([0, *changes], np.int64))
+    steps["op"]["arg"] = [0, *numbers]
+    steps["order"][0] = -1
+    steps["mapping"] = -1
+    everywhere = np.tile(steps, cpus)
+    everywhere["cpu"] = np.repeat(np.arange(cpus), len(steps))
+    return everywhere
+
+
+def _map_steps(capture: Capture) -> _Steps:
+    mappings = capture.mappings
+    steps = _steps_at(capture, OP_MAP, mappings["map_event"])
+    steps["op"]["pages"] = mappings["pages"]
+    steps["op"]["nents"] = mappings["nents"]
+    in_segments = np.where(mappings["nents"] > 1, mappings["nents"], 0)
+    steps["op"]["arg"] = np.where(mappings["nents"] > 1, np.cumsum(in_segments) - in_segments, 0)
+    steps["mapping"] = np.arange(len(mappings))
+    return steps
+
+
+def _unmap_steps(capture: Capture) -> _Steps:
+    unmapped = np.flatnonzero(capture.mappings["unmap_event"] >= 0)
+    supplied = capture.mappings["supplied"][unmapped]
+    events = np.where(supplied, _supplied_before(capture)[unmapped], capture.mappings["unmap_event"][unmapped])
+    steps = _steps_at(capture, OP_UNMAP, events)
+    steps["order"] -= supplied
+    steps["mapping"] = unmapped
+    return steps
+
+
+def _supplied_before(capture: Capture) -> _Indices:
+    """For each mapping whose unmap was lost: the event before which it is supplied.
+
+    That is the beginning of the map call that took its addresses, or, where that call began before the mapping did, the
+    very chunk that took them.
+    """
+    mappings = capture.mappings
+    mapping_of = np.zeros(len(capture.events), np.int64)
+    mapping_of[capture.chunks] = np.repeat(np.arange(len(mappings)), mappings["nents"])
+    taken_by = mappings["map_event"][mapping_of[mappings["unmap_event"]]]
+    return np.where(taken_by > mappings["map_event"], taken_by, mappings["unmap_event"])
+
+
+def _segments(capture: Capture) -> npt.NDArray[np.int32]:
+    chunks = capture.chunks[np.repeat(capture.mappings["nents"] > 1, capture.mappings["nents"])]
+    pages = (capture.events["end"] - capture.events["start"])[chunks] >> PAGE_SHIFT
+    return np.asarray(pages, np.int32)
+
+
+def _hand_out_slots(steps: _Steps) -> int:
+    """Give every mapping a slot, in trace order; the number of slots needed.
+
+    A slot is used again only by a mapping that the same CPU maps and the same CPU unmaps as the one before: their
+    program order then keeps the slot's maps in order, and its unmaps. With any other CPU, one that runs ahead could
+    find the slot full and unmap the mapping before its own.
+    """
+    rows = steps["mapping"].tolist(), steps["op"]["code"].tolist(), steps["cpu"].tolist()
+    unmapped_on = {mapping: cpu for mapping, code, cpu in zip(*rows, strict=True) if code == OP_UNMAP}
+    free: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
+    held: dict[int, tuple[int, deque[int]]] = {}
+    given, slots = np.zeros(len(steps), np.int32), 0
+    for step, (mapping, code, cpu) in enumerate(zip(*rows, strict=True)):
+        if code == OP_MAP:
+            queue = free[cpu, unmapped_on.get(mapping, -1)]
+            slots += not queue
+            given[step] = slot = queue.popleft() if queue else slots - 1
+            held[mapping] = slot, queue
+        elif code == OP_UNMAP:
+            given[step], queue = held.pop(mapping)
+            queue.append(int(given[step]))
+    steps["op"]["slot"] = given
+    return slots

@@ -1,0 +1,32 @@
+"""The kernel's dma_map_benchmark: every CPU maps one buffer, holds it for a while, unmaps it, and again.
+
+Modelled on `kernel/dma/map_benchmark.c` in its mode `single`: a thread has one buffer of `granule` pages and never more
+than one mapping of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emu.config import Config
+from emu.workload.program import OP_MAP, OP_UNMAP, OP_WAIT, Program, Workload, op_t
+
+
+def map_benchmark_workload(config: Config, _pairs: int) -> Workload:
+    """Build the load of `dma_map_benchmark -t cpus -g granule -x hold_ns`.
+
+    All repetitions are alike, so one pair is the whole loop, however many there might be.
+    """
+    load = config.workload
+    held_ns = round(load.hold_ns)
+    codes = [OP_MAP, OP_WAIT, OP_UNMAP] if held_ns else [OP_MAP, OP_UNMAP]
+    programs = []
+    for cpu in range(config.machine.cpus):
+        ops = np.zeros(len(codes), op_t)
+        ops["code"] = codes
+        ops["slot"] = cpu
+        ops[0]["pages"] = load.granule
+        ops[0]["nents"] = 1
+        ops["arg"][1:-1] = held_ns
+        programs.append(Program(ops, loop_start=0))
+    return Workload("map_benchmark", programs, slots=config.machine.cpus, max_pages=load.granule)

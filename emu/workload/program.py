@@ -1,0 +1,71 @@
+"""Op programs: every workload is, for each CPU, an array of small operations that one compiled loop executes.
+
+A benchmark, a device model and a kernel capture differ only in the arrays they build. Slots are places in one table
+that all CPUs see: `OP_MAP` puts a mapping into a slot, `OP_UNMAP` takes it out again, on whichever CPU that happens. An
+unmap waits until its slot is mapped and a map waits until its slot is free, so a program for several CPUs is
+deadlock-free exactly when its dependencies point backwards in some common order (a capture's trace order, a queue's
+submission order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+OP_MAP = 1
+"""Map `pages` pages into `slot`; with `nents` > 1 a scatter-gather list of that many segments, whose page counts are
+`Workload.segments[arg : arg + nents]`."""
+OP_UNMAP = 2
+"""Unmap what is in `slot`, whoever mapped it."""
+OP_WAIT = 3
+"""Hold still for `arg` ns."""
+OP_MARK = 4
+"""Enter phase `arg`, an index into `Workload.phases`: the CPU notes its counters."""
+
+op_t = np.dtype(
+    [("code", "i4"), ("nents", "i4"), ("slot", "i4"), ("pages", "i4"), ("arg", "i8"), ("at_ns", "i8")], align=True
+)
+"""One operation. `at_ns` is the recorded time since the start, honoured when a capture is replayed at real speed."""
+
+
+@dataclass(slots=True)
+class Program:
+    """What one CPU does.
+
+    Attributes:
+        ops: the operations, shape (n,), dtype `op_t`.
+        loop_start: operations from here on are repeated until the run ends; `len(ops)` when nothing is.
+    """
+
+    ops: npt.NDArray[np.void]
+    loop_start: int
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any of it is repeated."""
+        return self.loop_start < len(self.ops)
+
+
+@dataclass(slots=True)
+class Workload:
+    """The load of a whole machine.
+
+    Attributes:
+        name: what it is called in results.
+        programs: one for each CPU.
+        slots: size of the slot table; every `slot` of every op is below it.
+        segments: pages of each scatter-gather segment, shape (m,), int32.
+        phases: names that `OP_MARK` refers to.
+        max_pages: the largest single mapping, in pages.
+        notes: sentences about what was left out or supplied, for the result.
+    """
+
+    name: str
+    programs: list[Program]
+    slots: int
+    segments: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    phases: list[str] = field(default_factory=list)
+    max_pages: int = 1
+    notes: list[str] = field(default_factory=list)

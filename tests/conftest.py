@@ -1,0 +1,59 @@
+"""What all tests share: real kernels' captures, and the check that a test run leaves nothing behind."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import settings
+
+CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+
+# The first example of a test may compile.
+settings.register_profile("emu", deadline=None)
+settings.load_profile("emu")
+
+
+@pytest.fixture(scope="session")
+def captures_dir() -> Path:
+    """Folder of the traces of real kernels."""
+    if not CAPTURES.is_dir():
+        pytest.skip(f"the captures of real kernels are not at {CAPTURES}")
+    return CAPTURES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind():
+    before = _segments()
+    yield
+    until = time.monotonic() + 2
+    while (_children() or _orphans(before)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _children(), "processes are left of this test run"
+    assert not _orphans(before), "segments are left of this test run"
+
+
+def _segments() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("emu-[0-9]*-*")}
+
+
+def _orphans(before: set[str]) -> list[str]:
+    """New segments of this process or of a dead one; those of other living processes are not ours to judge."""
+    myself = psutil.Process().pid
+    owners = {name: int(name.split("-")[1]) for name in _segments() - before}
+    return [name for name, owner in owners.items() if owner == myself or not psutil.pid_exists(owner)]
+
+
+def _children() -> list[psutil.Process]:
+    """Children except the resource tracker, which lives as long as we do."""
+    return [child for child in psutil.Process().children(recursive=True) if not _is_tracker(child)]
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.ZombieProcess:
+        return False
+    except psutil.NoSuchProcess:
+        return True
