@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
 QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
 
 
 class MachineConfig(_Section):
@@ -47,6 +47,7 @@ class MachineConfig(_Section):
     seed: int = Field(1, ge=0, lt=2**63, description="of everything random")
     hz: Literal[100, 250, 300, 1000] = Field(250, description="timer ticks a second")
     pin: bool = Field(True, description="bind CPUs to cores when there are enough")
+    record: bool = Field(False, description="write every map and unmap to events-cpuN.bin in the run's folder")
     check: bool = Field(True, description="check on every operation that no IOVA is handed out twice")
 
 
@@ -60,7 +61,7 @@ class DomainConfig(_Section):
     aperture_start: int = Field(0x1_0000_0000, ge=0, lt=1 << 42, description="first IOVA, in bytes")
     aperture_mb: int = Field(4096, ge=1, le=1 << 22, description="size of the IOVA space, in MiB")
     dma_bits: int = Field(64, ge=20, le=64, description="address bits that the device can drive")
-    reserved: list[tuple[int, int]] = Field(
+    reserved: list[Annotated[tuple[int, int], Strict(strict=False)]] = Field(
         default_factory=list, description="IOVA ranges never handed out: first and last byte of each"
     )
     iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
@@ -119,9 +120,12 @@ class WorkloadConfig(_Section):
     @field_validator("block_kb", mode="before")
     @classmethod
     def _sizes_are_numbers(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {int(size): share for size, share in value.items()}
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        sizes = [int(size) for size in value]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError("names a block size twice")
+        return dict(zip(sizes, value.values(), strict=True))
 
     @field_validator("block_kb")
     @classmethod
@@ -203,7 +207,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _preset(name: str) -> dict[str, Any]:
+def _preset(name: Any) -> dict[str, Any]:
     if name not in presets():
         raise ConfigError(f"unknown preset {name!r}; there are {', '.join(presets())}")
     return _read_toml(PRESETS / f"{name}.toml")
@@ -243,21 +247,32 @@ def load(
         ConfigError: with one line that says what is wrong, where, and what to do.
     """
     from_file = _read_toml(machine_file) if machine_file else {}
+    given = [(section, key, value) for section, key, value in overrides if value is not None]
+    preset = next((value for section, key, value in given if (section, key) == ("hypervisor", "preset")), preset)
     hypervisor = from_file.get("hypervisor", {})
-    name = preset or (hypervisor.get("preset") if isinstance(hypervisor, Mapping) else None) or DEFAULT_PRESET
+    name = hypervisor.get("preset", DEFAULT_PRESET) if isinstance(hypervisor, Mapping) else DEFAULT_PRESET
+    if preset is not None:
+        # A preset named on the command line stands for all of its numbers, whatever the file says.
+        name = preset
+        from_file.pop("hypervisor", None)
     data: dict[str, Any] = {}
-    where = str(machine_file) if machine_file else "command line"
-    _merge(data, _preset(str(name)), f"preset {name}")
-    _merge(data, from_file, where)
+    _merge(data, _preset(name), f"preset {name}")
+    _merge(data, from_file, str(machine_file))
     data.setdefault("hypervisor", {})["preset"] = name
-    for section, key, value in overrides:
-        if value is not None:
-            data.setdefault(section, {})[key] = value
-            if (section, key) == ("machine", "ops"):
-                data["machine"].pop("seconds", None)
-            elif (section, key) == ("machine", "seconds"):
-                data["machine"].pop("ops", None)
+    for section, key, value in given:
+        data.setdefault(section, {})[key] = value
+        if (section, key) == ("machine", "ops"):
+            data["machine"].pop("seconds", None)
+        elif (section, key) == ("machine", "seconds"):
+            data["machine"].pop("ops", None)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, where)) from None
+        raise ConfigError(_one_line(error, _culprit(error, machine_file, given))) from None
+
+
+def _culprit(error: ValidationError, machine_file: Path | None, given: list[tuple[str, str, Any]]) -> str:
+    """Where the first wrong value came from."""
+    place = error.errors(include_url=False)[0]["loc"]
+    from_flags = any(place[: len(path)] == path for path in ((section, key) for section, key, _ in given))
+    return "command line" if machine_file is None or from_flags else str(machine_file)

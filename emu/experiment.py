@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from emu.analysis.run_result import run_result
@@ -38,12 +39,19 @@ def run_machine(
     workload: Workload,
     *,
     real_time: bool = False,
+    record_to: Path | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run one load on one domain; arguments and errors as in emu.machine.supervisor.run_machine."""
     machine = _run_machine(
-        config, domain, workload, real_time=real_time, on_compile=on_compile, on_progress=on_progress
+        config,
+        domain,
+        workload,
+        real_time=real_time,
+        record_to=record_to,
+        on_compile=on_compile,
+        on_progress=on_progress,
     )
     run = run_result(config, domain, workload, machine.recording)
     run["died"] = machine.died

@@ -12,7 +12,6 @@ from typing import Any
 
 from emu.capture.counters import COUNTERS, KernelCounters
 
-MAPPING = ("Mapped pages", "Unmapped pages")
 _STRICT = {"DMA": True, "s390-strict": True, "DMA-FQ": False, "DMA-SQ": False, "s390-lazy": False}
 
 
@@ -46,11 +45,13 @@ class Comparison:
         domain: the run's domain.
         counters: over the whole trace, or over the phases that can be compared.
         phases: (name, counters) of every phase that can be compared, each with its settling.
+        unlike: in what the run is not like the recorded machine, so that counters differ rightly; empty if in nothing.
     """
 
     domain: str
     counters: list[Compared]
     phases: list[tuple[str, list[Compared]]]
+    unlike: str
 
     @property
     def agrees(self) -> bool:
@@ -67,14 +68,16 @@ class Comparison:
         }
 
 
-def compare(run: Mapping[str, Any], kernel: KernelCounters, *, shadows: bool, types_seen: int) -> Comparison | None:
+def compare(
+    run: Mapping[str, Any], kernel: KernelCounters, *, shadows: bool, types_seen: Sequence[str]
+) -> Comparison | None:
     """Put a run's counters beside the kernel's.
 
     Args:
         run: an element of `runs` in summary.json.
         kernel: what the kernel counted.
         shadows: the run's hypervisor must be told of maps, as that of the captured s390 guest.
-        types_seen: how many domain types the capture is known to have had.
+        types_seen: the domain types that the capture is known to have had, in turn.
 
     Returns:
         None where the kernel had no such counters.
@@ -90,21 +93,33 @@ def compare(run: Mapping[str, Any], kernel: KernelCounters, *, shadows: bool, ty
     whole = run["counters"]
     if kernel.comparable_phases:
         whole = _sum([counts for name, _, counts in phases if name in kernel.comparable_phases])
-    must_agree = _must_agree(run["domain"], kernel, shadows=shadows, types_seen=types_seen)
+    unlike = _unlike(run["domain"], kernel, types_seen)
+    must_agree = _must_agree(run["domain"], shadows=shadows, alike=not unlike)
     return Comparison(
         domain=run["domain"],
         counters=_rows(kernel.comparable, whole, must_agree),
         phases=[(name, _rows(delta, counts, must_agree)) for name, delta, counts in phases],
+        unlike=unlike,
     )
 
 
-def _must_agree(domain: str, kernel: KernelCounters, *, shadows: bool, types_seen: int) -> set[str]:
+def _unlike(domain: str, kernel: KernelCounters, types_seen: Sequence[str]) -> str:
+    if domain not in _STRICT:
+        return "nothing is translated, so nothing need agree"
+    if len(types_seen) > 1:
+        return f"the kernel went through {' → '.join(types_seen)}, this run did not, so Sync RPCITs need not agree"
+    if kernel.is_lazy is None or _STRICT[domain] is kernel.is_lazy:
+        return f"the kernel's domain was {kernel.domain_type or 'unknown'}, so Sync RPCITs need not agree"
+    return ""
+
+
+def _must_agree(domain: str, *, shadows: bool, alike: bool) -> set[str]:
     if domain not in _STRICT:
         return set()
-    names = set(MAPPING)
+    names = {"Mapped pages", "Unmapped pages"}
     if shadows:
         names.add("Sync Map RPCITs")
-    if types_seen <= 1 and kernel.is_lazy is not None and _STRICT[domain] is not kernel.is_lazy:
+    if alike:
         names.add("Sync RPCITs")
     return names
 

@@ -64,6 +64,9 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "exposure": _exposure(recording, ctrs),
         "violations": _violations(recording, ctrs),
         "checked": config.machine.check,
+        "events": {"recorded": recording.events_recorded, "lost": recording.events_lost}
+        if config.machine.record
+        else None,
         "conservation": _conservation(recording, ctrs, domain),
         "processes": _processes(recording),
         "segment_bytes": recording.segment_bytes,

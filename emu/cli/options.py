@@ -184,9 +184,9 @@ def configured(
     if machine_file and overrides and message.startswith(f"{machine_file}: ") and _loads(machine_file, preset):
         message = f"command line: {message.removeprefix(f'{machine_file}: ')}"
     for (section, key), (option, _) in typed.items():
-        prefix = f"command line: {section}.{key}: "
-        if message.startswith(prefix):
-            message = f"{option}: {message.removeprefix(prefix)}"
+        for prefix in (f"command line: {section}.{key}: ", f"command line: {section}: {key} "):
+            if message.startswith(prefix):
+                message = f"{option}: {message.removeprefix(prefix)}"
     raise Failure(message)
 
 

@@ -131,7 +131,7 @@ def _compare(session: Session, capture: Capture, kernel: KernelCounters | None, 
 
     if kernel is None:
         return []
-    types_seen = len({name for _, name in capture.domain_types})
+    types_seen = [name for _, name in capture.domain_types]
     found = [compare(run, kernel, shadows=config.hypervisor.shadows, types_seen=types_seen) for run in session.runs]
     comparisons = [comparison for comparison in found if comparison]
     session.more["kernel"] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,13 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from emu.analysis.environment import environment, scheduling_warnings
-from emu.analysis.run_result import run_result
 from emu.analysis.summary import as_json, summary
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, WRONG_CALL, Failure
 from emu.cli.options import OutputOptions
 from emu.config import Config, ConfigError, DomainType
+from emu.experiment import MachineError, Outcome, run_machine
 from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
-from emu.machine.supervisor import MachineError, MachineRun, run_machine
 from emu.report.progress import ProgressBars
 from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
 from emu.report.table import print_table
@@ -145,33 +145,39 @@ class Session:
 
     def _run(self, domain: DomainType, workload: Workload, *, real_time: bool) -> None:
         self._folder.log("domain_started", domain=domain, workload=workload.name, cpus=len(workload.programs))
-        finished = run_machine(
+        outcome = run_machine(
             self._config,
             domain,
             workload,
             real_time=real_time,
+            record_to=self._recording_folder(domain),
             on_compile=self._bars.compiled,
             on_progress=lambda fraction: self._bars.ran(domain, fraction),
         )
-        self._take(run_result(self._config, domain, workload, finished.recording), finished)
+        self._take(outcome)
         self.write_summary()
 
-    def _take(self, result: dict[str, Any], finished: MachineRun) -> None:
-        domain = result["domain"]
-        self.runs.append(
-            {**result, "died": finished.died, "interrupted": finished.interrupted, "warnings": finished.warnings}
-        )
-        for warning in finished.warnings:
+    def _recording_folder(self, domain: DomainType) -> Path | None:
+        """Where events are recorded to: with several domains, each has a folder of its own."""
+        if self._folder.path is None or len(self._config.domain.types) == 1:
+            return self._folder.path
+        return self._folder.path / domain
+
+    def _take(self, outcome: Outcome) -> None:
+        run = outcome.run
+        domain = run["domain"]
+        self.runs.append(run)
+        for warning in outcome.warnings:
             self._folder.log("warning", domain=domain, message=warning)
-        for process in result["processes"]:
+        for process in run["processes"]:
             self._folder.log("process_ended", domain=domain, **process)
-        if finished.died:
-            self._died = f"{domain}: {finished.died}"
-            self._folder.log("death", domain=domain, message=finished.died)
-        if finished.interrupted:
+        if outcome.died:
+            self._died = f"{domain}: {outcome.died}"
+            self._folder.log("death", domain=domain, message=outcome.died)
+        if outcome.interrupted:
             self._interrupted = True
             self._folder.log("interrupted", domain=domain)
-        self._folder.log("domain_finished", domain=domain, **{name: result[name] for name in _KEY_FIGURES})
+        self._folder.log("domain_finished", domain=domain, **{name: run[name] for name in _KEY_FIGURES})
 
     def _summary(self) -> dict[str, Any]:
         whole = {**self._environment, "warnings": self._warnings}

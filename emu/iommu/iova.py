@@ -27,7 +27,7 @@ DMA_32BIT_PFN = 1 << 20
 iova_t = struct(node=rb_node, pfn_lo="i8", pfn_hi="i8")
 """One allocated range, both ends included."""
 
-iova_magazine = struct(size="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
+iova_magazine = struct(count="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
 
 iova_cpu_rcache = struct(lines=("lock",), lock=spinlock_t, loaded="i8", prev="i8")
 
@@ -241,7 +241,7 @@ def _magazine_from_pool(iovad: Any) -> int:
     address = iovad.free_magazines
     if address:
         iovad.free_magazines = deref(iova_magazine, address).next
-        deref(iova_magazine, address).size = 0
+        deref(iova_magazine, address).count = 0
     return address
 
 
@@ -266,10 +266,10 @@ def _magazine_free_pfns(cpu: Any, iovad: Any, address: int) -> None:
     magazine = deref(iova_magazine, address)
     pfns = address_of(magazine, "pfns")
     spin_lock(cpu, iovad.iova_rbtree_lock)
-    for i in range(magazine.size):
+    for i in range(magazine.count):
         _free_iova_locked(cpu, iovad, element(int64_t, pfns, i).value)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
-    magazine.size = 0
+    magazine.count = 0
 
 
 @inline
@@ -277,22 +277,22 @@ def _magazine_pop(address: int, limit_pfn: int) -> int:
     """The youngest pfn that is not above the limit, or 0; the last one takes its place."""
     magazine = deref(iova_magazine, address)
     pfns = address_of(magazine, "pfns")
-    i = magazine.size - 1
+    i = magazine.count - 1
     while element(int64_t, pfns, i).value > limit_pfn:
         if i == 0:
             return 0
         i -= 1
     pfn = element(int64_t, pfns, i).value
-    magazine.size -= 1
-    element(int64_t, pfns, i).value = element(int64_t, pfns, magazine.size).value
+    magazine.count -= 1
+    element(int64_t, pfns, i).value = element(int64_t, pfns, magazine.count).value
     return pfn
 
 
 @inline
 def _magazine_push(address: int, pfn: int) -> None:
     magazine = deref(iova_magazine, address)
-    element(int64_t, address_of(magazine, "pfns"), magazine.size).value = pfn
-    magazine.size += 1
+    element(int64_t, address_of(magazine, "pfns"), magazine.count).value = pfn
+    magazine.count += 1
 
 
 @inline
@@ -306,7 +306,7 @@ def _iova_depot_push(rcache: Any, address: int) -> None:
 def _iova_depot_pop(rcache: Any) -> int:
     address = rcache.depot
     rcache.depot = deref(iova_magazine, address).next
-    deref(iova_magazine, address).size = IOVA_MAG_SIZE
+    deref(iova_magazine, address).count = IOVA_MAG_SIZE
     rcache.depot_size -= 1
     return address
 
@@ -371,8 +371,8 @@ def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
     cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, cpu.id)
     can_insert = True
     spin_lock(cpu, cpu_rcache.lock)
-    if deref(iova_magazine, cpu_rcache.loaded).size == IOVA_MAG_SIZE:
-        if deref(iova_magazine, cpu_rcache.prev).size < IOVA_MAG_SIZE:
+    if deref(iova_magazine, cpu_rcache.loaded).count == IOVA_MAG_SIZE:
+        if deref(iova_magazine, cpu_rcache.prev).count < IOVA_MAG_SIZE:
             _swap_magazines(cpu_rcache)
         else:
             can_insert = _swap_in_empty_magazine(cpu, iovad, rcache, cpu_rcache)
@@ -392,8 +392,8 @@ def _iova_rcache_get(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
     pfn = 0
     has_pfn = True
     spin_lock(cpu, cpu_rcache.lock)
-    if deref(iova_magazine, cpu_rcache.loaded).size == 0:
-        if deref(iova_magazine, cpu_rcache.prev).size > 0:
+    if deref(iova_magazine, cpu_rcache.loaded).count == 0:
+        if deref(iova_magazine, cpu_rcache.prev).count > 0:
             _swap_magazines(cpu_rcache)
         else:
             has_pfn = _swap_in_depot_magazine(cpu, iovad, rcache, cpu_rcache)

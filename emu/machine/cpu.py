@@ -9,6 +9,8 @@ from emu.iommu.dma import dma_map, dma_unmap
 from emu.iommu.domain import iommu_domain
 from emu.iommu.s390_iommu import int32_t
 from emu.machine.context import (
+    EVENT_MAP,
+    EVENT_UNMAP,
     SLOT_FAILED,
     SLOT_FREE,
     SLOT_MAPPED,
@@ -22,6 +24,7 @@ from emu.machine.context import (
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, xchg
 from emu.native.clock import cpu_relax
 from emu.native.compile import entry, inline, jit, slow
+from emu.native.events import emit, event_ring_t
 from emu.native.futex import EVERYONE, futex_wait, futex_wake
 from emu.native.histogram import record_value
 from emu.native.record import address_of, deref, element
@@ -105,7 +108,10 @@ def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
     segments = cpu.segments + op.arg * _SEGMENT_BYTES
     since = now_ticks(cpu)
     pfn = dma_map(cpu, domain, (op.slot + 1) << _PHYS_SHIFT, op.pages, segments, op.nents)
-    record_value(cpu.map_histogram, now_ticks(cpu) - since)
+    done = now_ticks(cpu)
+    record_value(cpu.map_histogram, done - since)
+    if cpu.events:
+        emit(deref(event_ring_t, cpu.events), EVENT_MAP, cpu.id, pfn, op.pages, done)
     slot.pfn = pfn
     slot.pages = op.pages
     _hand_over(slot, SLOT_MAPPED if pfn else SLOT_FAILED)
@@ -116,7 +122,10 @@ def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
     if (read_once(slot, "state") & SLOT_STATE) == SLOT_MAPPED:
         since = now_ticks(cpu)
         dma_unmap(cpu, domain, slot.pfn, slot.pages)
-        record_value(cpu.unmap_histogram, now_ticks(cpu) - since)
+        done = now_ticks(cpu)
+        record_value(cpu.unmap_histogram, done - since)
+        if cpu.events:
+            emit(deref(event_ring_t, cpu.events), EVENT_UNMAP, cpu.id, slot.pfn, slot.pages, done)
     _hand_over(slot, SLOT_FREE)
 
 

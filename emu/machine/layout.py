@@ -30,12 +30,14 @@ from emu.machine.context import (
 )
 from emu.machine.lifecycle import teardown_t
 from emu.native.bitmap import bitmap_bytes
+from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import Segment, SegmentPlan
 from emu.native.timer import timer_base_t
 from emu.workload.program import Workload, op_t
 
+EVENTS_PER_CPU = 1 << 16
 _UNLIMITED = 1 << 62
 _POLL_NS = 20_000
 _GUEST_SPINS = 2_000
@@ -139,6 +141,9 @@ class Layout:
         plan.add("ops", op_t, sum(len(program.ops) for program in self.workload.programs) + 1)
         self.marks_per_cpu = 1 + max((int((p.ops["code"] == 4).sum()) for p in self.workload.programs), default=0)
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
+        if self.config.machine.record:
+            plan.add("event_rings", event_ring_t, self.cpus)
+            plan.add("events", event_t, self.cpus * EVENTS_PER_CPU)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
         plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
@@ -311,6 +316,13 @@ class Layout:
             cpu.loop_start = program.loop_start
             cpu.real_time = real_time
             cpu.marks = self.segment.address("marks", number * self.marks_per_cpu)
+            if self.config.machine.record:
+                init_ring(
+                    self.segment["event_rings"][number],
+                    self.segment.address("events", number * EVENTS_PER_CPU),
+                    EVENTS_PER_CPU,
+                )
+                cpu.events = self.segment.address("event_rings", number)
             if pairs is not None and program.repeats:
                 cpu.pair_limit = pairs // self.cpus + (number < pairs % self.cpus)
             start += len(program.ops)

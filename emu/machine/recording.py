@@ -51,6 +51,8 @@ class Recording:
     fq_timeout_ms: float
     tick_ns: float
     fq_init_failed: bool
+    events_recorded: int = 0
+    events_lost: int = 0
     teardown: npt.NDArray[Any] | None = None
     supervisor: Any = None
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from emu.config import Config, DomainType, cores
@@ -17,22 +18,26 @@ from emu.iommu.domain import FQ_WARNING
 from emu.machine.context import control_t
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
+from emu.machine.event_writer import EventWriter
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, teardown_machine
 from emu.machine.recording import Recording, record
 from emu.machine.timer import timer_main
 from emu.native.compile import compile_entries
+from emu.native.events import drain_ring
 from emu.native.futex import EVERYONE, futex_wake
 from emu.native.segment import SegmentError
 from emu.workload.program import Workload
 
 ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine)
+RECORDING_ENTRIES = (*ENTRIES, drain_ring)
 
 _START_S = 60.0
 _ABORT_S = 0.25
 _KILL_S = 0.15
 _BEAT_S = 0.05
+_RECORDING_BEAT_S = 0.005
 
 
 class MachineError(Exception):
@@ -56,9 +61,9 @@ class MachineRun:
     warnings: list[str] = field(default_factory=list)
 
 
-def compile_machine(on_compile: Callable[[int, int], None] | None = None) -> bool:
+def compile_machine(on_compile: Callable[[int, int], None] | None = None, *, recording: bool = False) -> bool:
     """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
-    return compile_entries(ENTRIES, on_compile)
+    return compile_entries(RECORDING_ENTRIES if recording else ENTRIES, on_compile)
 
 
 def run_machine(
@@ -67,6 +72,7 @@ def run_machine(
     workload: Workload,
     *,
     real_time: bool = False,
+    record_to: Path | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> MachineRun:
@@ -77,6 +83,7 @@ def run_machine(
         domain: the scheme.
         workload: one program for each CPU.
         real_time: honour the recorded times of the operations.
+        record_to: folder for the CPUs' events, where the description says to record them.
         on_compile: told (functions compiled, functions known) while something is compiled.
         on_progress: told the fraction of the run that has passed, 0 to 1.
 
@@ -86,14 +93,15 @@ def run_machine(
     Raises:
         MachineError: when it cannot be started; nothing is left behind.
     """
-    compile_machine(on_compile)
+    compile_machine(on_compile, recording=config.machine.record)
     try:
         layout = Layout(config, domain, workload, real_time=real_time)
     except SegmentError as error:
         raise MachineError(str(error)) from None
     try:
-        machine = Machine(layout, on_progress or (lambda fraction: None))
-        with machine.listening():
+        events = EventWriter(layout, record_to)
+        machine = Machine(layout, events, on_progress or (lambda fraction: None))
+        with machine.listening(), events:
             machine.run()
         recording = record(layout, machine.members)
         if not machine.died:
@@ -102,7 +110,9 @@ def run_machine(
             recording.supervisor = layout.segment["contexts"][layout.supervisor].copy()
     finally:
         layout.segment.unlink()
-    return MachineRun(recording, machine.died, machine.interrupted, _warnings(layout, recording))
+    recording.events_recorded, recording.events_lost = events.recorded, events.lost
+    warnings = _warnings(layout, recording) + ([events.problem] if events.problem else [])
+    return MachineRun(recording, machine.died, machine.interrupted, warnings)
 
 
 def _warnings(layout: Layout, recording: Recording) -> list[str]:
@@ -128,12 +138,13 @@ class Machine:
         interrupted: whether a signal has asked to stop.
     """
 
-    def __init__(self, layout: Layout, on_progress: Callable[[float], None]) -> None:
+    def __init__(self, layout: Layout, events: EventWriter, on_progress: Callable[[float], None]) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [self._member(slot) for slot in range(layout.supervisor)]
         self.died: str | None = None
         self.interrupted = False
+        self._events = events
         self._on_progress = on_progress
         self._control = layout.segment["control"][0]
         self._left: set[int] = set()
@@ -226,6 +237,7 @@ class Machine:
 
     def _watch(self) -> None:
         """Until the time is over, all programs have ended, somebody died or the user wants to stop."""
+        beat = _RECORDING_BEAT_S if self.config.machine.record else _BEAT_S
         started = time.monotonic()
         timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
         until = started + self.config.machine.seconds if timed else float("inf")
@@ -233,7 +245,7 @@ class Machine:
             remaining = until - time.monotonic()
             if remaining <= 0:
                 break
-            self._reap(min(remaining, _BEAT_S))
+            self._reap(min(remaining, beat))
             self._on_progress(self._fraction(started, until))
         self._on_progress(1.0)
 
@@ -287,6 +299,7 @@ class Machine:
 
     def _reap(self, timeout_s: float) -> bool:
         """Take note of those that have ended; True when one of them died."""
+        self._events.drain()
         for member in self._crew.ended(timeout_s):
             self._left.discard(member.slot)
             if member.context.finished and member.exit == 0:

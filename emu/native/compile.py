@@ -84,12 +84,12 @@ def _compiled(function: Callable[..., Any], *, forceinline: bool = False, **opti
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile without the GIL, as a part of whoever calls it."""
-    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compiled(function, no_cfunc_wrapper=True)
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """The same, and inlined into every caller: for small steps of the hot path."""
-    return _compiled(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compiled(function, forceinline=True, no_cfunc_wrapper=True)
 
 
 def slow(function: Callable[..., Any]) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emu.native.atomics import smp_load_acquire, smp_store_release, write_once
-from emu.native.compile import entry, inline, jit
+from emu.native.compile import entry, inline, slow
 from emu.native.record import deref, element, pointer_to, struct
 
 event_t = struct(ticks="i8", code="i4", cpu="i4", a="i8", b="i8")
@@ -56,7 +56,7 @@ def _fill(event: Any, at_ticks: int, code: int, cpu_id: int, a: int, b: int) -> 
     event.b = b
 
 
-@jit
+@slow
 def _has_room(ring: Any, tail: int) -> bool:
     """Look where the consumer is now."""
     # Acquire: the consumer has read the slots that are written next. Pairs with the release of head in drain_ring().

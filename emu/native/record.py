@@ -29,7 +29,14 @@ def struct(*, lines: tuple[str, ...] = (), **fields: Any) -> np.dtype[np.void]:
 
     Returns:
         An aligned structured dtype.
+
+    Raises:
+        ValueError: for a field that interpreted code could not reach, because NumPy's records have an attribute of
+            that name.
     """
+    hidden = [name for name in fields if hasattr(np.record, name)]
+    if hidden:
+        raise ValueError(f"{hidden} are attributes of numpy.record; choose other names")
     offset, offsets = 0, []
     alignment = max(np.dtype(f).alignment for f in fields.values())
     for name, form in fields.items():

@@ -52,6 +52,7 @@ def whole_program(is_entry: Callable[[str], bool], is_slow: Callable[[str], bool
         yield
         return
     finalize, get_executable = library_class.finalize, context_class.get_executable
+    create_wrapper = context_class.create_cpython_wrapper
 
     def finalize_part(self: Any) -> None:
         if is_entry(self.name):
@@ -65,8 +66,14 @@ def whole_program(is_entry: Callable[[str], bool], is_slow: Callable[[str], bool
         library._ensure_finalized()
         return _refuses_its_arguments()
 
+    def create_wrapper_of_entry(self: Any, library: Any, *arguments: Any, **keywords: Any) -> None:
+        if is_entry(library.name):
+            create_wrapper(self, library, *arguments, **keywords)
+
     library_class.finalize, context_class.get_executable = finalize_part, get_part
+    context_class.create_cpython_wrapper = create_wrapper_of_entry
     try:
         yield
     finally:
         library_class.finalize, context_class.get_executable = finalize, get_executable
+        context_class.create_cpython_wrapper = create_wrapper

@@ -20,7 +20,7 @@ _DIFFERENCE_WIDTH = 11
 
 
 def print_capture(console: Console, capture: Capture) -> None:
-    """Print what the capture held, in counts, and what of it could not be used."""
+    """Print what the capture held, in counts."""
     report = capture.report
     times = capture.events["time_ns"]
     parts = [
@@ -36,8 +36,6 @@ def print_capture(console: Console, capture: Capture) -> None:
     ]
     console.print()
     console.print(escape(f"Capture {capture.name}: {', '.join(parts)}."))
-    for sentence in report.sentences():
-        console.print(f"[yellow]Note[/yellow]: {escape(sentence)}")
 
 
 def print_comparisons(
@@ -72,6 +70,9 @@ def _explanations(comparisons: Sequence[Comparison], kernel: KernelCounters, spe
         wrong = [row.name for row in comparison.counters if row.must_agree and row.difference]
         if wrong:
             yield f"{comparison.domain}: {', '.join(wrong)} must agree and do not."
+    for reason in dict.fromkeys(comparison.unlike for comparison in comparisons if comparison.unlike):
+        domains = ", ".join(comparison.domain for comparison in comparisons if comparison.unlike == reason)
+        yield f"{domains}: {reason}."
 
 
 def _part(comparisons: Sequence[Comparison]) -> Table:

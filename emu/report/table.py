@@ -136,6 +136,7 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Row("  p50, ms", _exposed("p50_ns", 1e6))
     yield _Row("  longest, ms", _exposed("max_ns", 1e6))
     yield _Row("  page·seconds", _exposed("page_seconds", 1.0))
+    yield _Row("  never flushed, IOVAs", lambda run: run["exposure"].get("still_open"))
     yield _Row("violations", lambda run: run["violations"], alarm="bold red")
 
 

@@ -1,11 +1,11 @@
 """A machine that runs nothing: commands are tested without processes."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from emu.cli.app import dispatch
+from emu.experiment import Outcome
 
 
 def make_run(domain: str = "DMA", **changes: Any) -> dict[str, Any]:
@@ -67,18 +67,11 @@ def make_run(domain: str = "DMA", **changes: Any) -> dict[str, Any]:
         "conservation": {"holds": True},
         "processes": [{"role": "cpu 0", "pid": 4711, "exit": 0, "cpu_s": 1.2}],
         "notes": [],
+        "warnings": [],
+        "died": None,
+        "interrupted": False,
     }
     return run | changes
-
-
-@dataclass
-class FakeMachineRun:
-    """What the supervisor returns; `recording` is the finished run itself."""
-
-    recording: dict[str, Any]
-    died: str | None = None
-    interrupted: bool = False
-    warnings: list[str] = field(default_factory=list)
 
 
 class FakeMachine:
@@ -88,25 +81,25 @@ class FakeMachine:
         runs: changes to the run of a domain, by its name.
         outcomes: changes to what the supervisor says of a domain, by its name; an exception is raised.
         calls: (config, domain, workload, real_time) of each run.
+        recorded_to: where each was to record its events.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Any] = {}
         self.calls: list[tuple[Any, str, Any, bool]] = []
+        self.recorded_to: list[Any] = []
 
-    def run_machine(self, config, domain, workload, *, real_time, on_compile, on_progress):
+    def run_machine(self, config, domain, workload, *, real_time, record_to, on_compile, on_progress):
         self.calls.append((config, domain, workload, real_time))
         outcome = self.outcomes.get(domain, {})
         if isinstance(outcome, BaseException):
             raise outcome
         on_compile(1, 2)
         on_progress(0.5)
-        return FakeMachineRun(make_run(domain, cpus=config.machine.cpus, **self.runs.get(domain, {})), **outcome)
-
-    @staticmethod
-    def run_result(_config, _domain, _workload, recording):
-        return recording
+        self.recorded_to.append(record_to)
+        said = {"died": None, "interrupted": False, "warnings": []} | outcome
+        return Outcome(make_run(domain, cpus=config.machine.cpus, **self.runs.get(domain, {}), **said), **said)
 
 
 @pytest.fixture
@@ -114,7 +107,6 @@ def machine(monkeypatch, tmp_path):
     """A fake machine, in an empty current directory."""
     fake = FakeMachine()
     monkeypatch.setattr("emu.cli.session.run_machine", fake.run_machine)
-    monkeypatch.setattr("emu.cli.session.run_result", fake.run_result)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     return fake

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.machine.supervisor import MachineError
+from emu.experiment import MachineError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -74,7 +74,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(machine, emu, arguments, said)
     assert not machine.calls
 
 
-def test_the_line_names_the_command(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_the_line_names_the_command(emu):
     assert emu("run", "--cpus", "0")[2].startswith("emu run: ")
     assert emu("replay", "nothing")[2].startswith("emu replay: ")
 

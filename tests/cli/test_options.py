@@ -53,7 +53,9 @@ def test_settings_are_toml_values_or_bare_words(text, expected):
     assert parse_setting(text)[2] == expected
 
 
-@pytest.mark.parametrize("text", ["machine.cpus", "cpus=4", "=4", ".=4", "machine.=4", "a.b=", "a.b=[1", "a.b=1\nc = 2"])
+@pytest.mark.parametrize(
+    "text", ["machine.cpus", "cpus=4", "=4", ".=4", "machine.=4", "a.b=", "a.b=[1", "a.b=1\nc = 2"]
+)
 def test_settings_of_another_form_are_refused(text):
     with pytest.raises(Failure, match="--set"):
         parse_setting(text)

@@ -15,7 +15,8 @@ def events(folder):
     return [json.loads(line) for line in Path(folder, "events.jsonl").read_text().splitlines()]
 
 
-def test_json_is_one_object_and_nothing_else(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_json_is_one_object_and_nothing_else(emu):
     code, out, err = emu("run", "--json", "--out", "here")
     assert (code, err) == (0, "")
     summary = json.loads(out)
@@ -31,14 +32,16 @@ def test_json_holds_no_number_that_json_does_not_know(machine, emu):
     assert (run["pairs_per_s"], run["iovas_per_flush"]) == (None, None)
 
 
-def test_the_environment_says_what_ran_where(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_the_environment_says_what_ran_where(emu):
     _, out, _ = emu("run", "--json", "--cpus", "64")
     environment = json.loads(out)["environment"]
     assert environment["cores_usable"] >= 1
     assert any("64 CPUs + hypervisor on" in warning for warning in environment["warnings"])
 
 
-def test_more_cpus_than_cores_is_said_to_people(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_more_cpus_than_cores_is_said_to_people(emu):
     _, out, _ = emu("run", "--cpus", "64", "--preset", "lpar")
     assert "64 CPUs on" in " ".join(out.split())
 
@@ -48,7 +51,8 @@ def test_the_resolved_description_can_be_run_again(machine, emu):
     assert load(Path("here/config.toml")) == machine.calls[0][0]
 
 
-def test_the_default_folder_is_named_after_time_and_domain(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_the_default_folder_is_named_after_time_and_domain(emu):
     emu("run", "--domain", "DMA-SQ")
     emu("run")
     single, several = sorted((path.name for path in Path("emu-runs").iterdir()), key=lambda name: "run" in name)
@@ -56,12 +60,14 @@ def test_the_default_folder_is_named_after_time_and_domain(machine, emu):
     assert "-run-" in several
 
 
-def test_an_empty_folder_may_be_given(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_an_empty_folder_may_be_given(emu):
     Path("here").mkdir()
     assert emu("run", "--out", "here")[0] == 0
 
 
-def test_a_current_directory_that_cannot_be_written_costs_a_line_not_the_run(machine, emu):
+@pytest.mark.usefixtures("machine")
+def test_a_current_directory_that_cannot_be_written_costs_a_line_not_the_run(emu):
     Path("emu-runs").touch()
     code, out, err = emu("run")
     assert code == 0
@@ -97,7 +103,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["events.jsonl", "summary.json"]
 
 
-def test_a_full_disk_is_one_line_and_the_results_are_printed(machine, emu, monkeypatch):
+@pytest.mark.usefixtures("machine")
+def test_a_full_disk_is_one_line_and_the_results_are_printed(emu, monkeypatch):
     monkeypatch.setattr(run_folder.os, "fsync", full_disk)
     code, out, err = emu("run")
     assert code == 0
@@ -106,7 +113,8 @@ def test_a_full_disk_is_one_line_and_the_results_are_printed(machine, emu, monke
     assert "No space left on device" in err
 
 
-def test_a_full_disk_fails_the_command_when_the_folder_was_asked_for(machine, emu, monkeypatch):
+@pytest.mark.usefixtures("machine")
+def test_a_full_disk_fails_the_command_when_the_folder_was_asked_for(emu, monkeypatch):
     monkeypatch.setattr(run_folder.os, "fsync", full_disk)
     assert emu("run", "--out", "here")[0] == 2
 
@@ -123,3 +131,9 @@ def test_a_log_that_fills_the_disk_is_given_up(tmp_path):
 
 def full_disk(_descriptor):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_domains_that_run_in_turn_record_to_folders_of_their_own(machine, emu):
+    emu("run", "--domain", "DMA", "--domain", "DMA-SQ", "--out", "two")
+    emu("run", "--domain", "DMA", "--out", "one")
+    assert machine.recorded_to == [Path("two/DMA"), Path("two/DMA-SQ"), Path("one")]

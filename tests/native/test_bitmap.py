@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.native.bitmap import bitmap_bytes, word_t
@@ -13,7 +13,15 @@ from .harness import at, running, scaled, shared
 
 pytestmark = pytest.mark.interpreted
 
-bitmaps = st.lists(st.booleans(), min_size=1, max_size=150)
+
+def nearly_empty(size, taken):
+    return [bit in taken for bit in range(size)]
+
+
+bitmaps = st.one_of(
+    st.lists(st.booleans(), min_size=1, max_size=150),
+    st.builds(nearly_empty, st.integers(1, 150), st.sets(st.integers(0, 70), max_size=8)),
+)
 # A run longer than the boundary would never fit: nobody may ask for one.
 boundaries_and_counts = st.integers(0, 7).flatmap(lambda bit: st.tuples(st.just(1 << bit), st.integers(1, 1 << bit)))
 
@@ -62,7 +70,8 @@ def test_the_next_bit_is_the_next_one_set(bits, start):
     assert harness.next_bit(at(words), len(bits), start) == expected
 
 
-@given(bitmaps, st.integers(0, 160), boundaries_and_counts)
+@settings(max_examples=scaled(500, 100))
+@given(bitmaps, st.one_of(st.integers(0, 20), st.integers(0, 160)), boundaries_and_counts)
 def test_the_zero_area_is_the_first_that_crosses_no_boundary(bits, start, boundary_and_count):
     boundary, count = boundary_and_count
     words = packed(bits)

@@ -1,0 +1,92 @@
+"""What is written for users is true."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emu.config import DEFAULT_DOMAINS
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+
+MAY_IMPORT = {
+    "native": {"native"},
+    "capture": {"capture"},
+    "iommu": {"iommu", "native", "hypervisor.rpcit"},
+    "hypervisor": {"hypervisor", "native", "iommu.io_pgtable"},
+    "workload": {"workload", "capture", "config"},
+    "machine": {"machine", "hypervisor", "iommu", "native", "workload", "config"},
+    "analysis": {"analysis", "machine", "iommu", "native", "workload", "capture", "config"},
+    "report": {"report", "analysis", "capture"},
+    "cli": {"cli", "experiment", "report", "analysis", "machine", "workload", "capture", "native", "config"},
+}
+"""The table in docs/how-it-works.md."""
+
+
+def imported(path):
+    """Modules of this package that a module imports, without `emu.`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (name.removeprefix("emu.") for name in names if name.startswith("emu."))
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_imports_point_down(folder):
+    for path in sorted((REPOSITORY / "emu" / folder).glob("*.py")):
+        for name in imported(path):
+            allowed = any(name == way or name.startswith(f"{way}.") for way in MAY_IMPORT[folder])
+            assert allowed, f"{folder}/{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["run", "test"])
+def test_the_readme_has_one_line_for_each_purpose(name):
+    done = subprocess.run([REPOSITORY / "tools/readme_command.sh", name], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert "python3 -m venv" in done.stdout
+
+
+def test_every_default_scheme_is_explained_in_the_readme():
+    for domain in DEFAULT_DOMAINS:
+        assert f"| `{domain}` |" in (REPOSITORY / "README.md").read_text()
+
+
+def test_commands_in_the_pages_are_understood(emu):
+    commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
+                if re.match(r"emu (run|replay|doctor)\b", line)}  # fmt: skip
+    assert commands
+    for command in commands:
+        # A wrong option would be complained about before the missing file is.
+        arguments = ["nowhere.toml" if word.endswith(".toml") else word for word in command.split()[1:]]
+        if arguments[0] == "run" and "nowhere.toml" not in arguments:
+            arguments.append("nowhere.toml")
+        _, _, err = emu(*arguments)
+        assert "nowhere.toml" in err or "no such capture" in err, command
+
+
+def test_every_key_of_a_real_result_is_documented(tmp_path):
+    command = [sys.executable, "-m", "emu", "run", "--domain", "DMA-SQ", "--ops", "2000", "--json", "--out"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "here")], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    (run,) = summary["runs"]
+    text = (REPOSITORY / "docs/summary.md").read_text()
+    documented = {name for cell in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\w+", cell)}
+    keys = {*summary, *summary["environment"], *run, *run["hypervisor"], *run["exposure"], *run["queue"]}
+    keys |= {*run["locks"][0], *run["processes"][0], *run["flushes"]}
+    assert keys <= documented, keys - documented
