@@ -236,7 +236,7 @@ def _processes(recording: Recording) -> list[dict[str, Any]]:
                 "cpu_s": round(float(context["user_us"] + context["system_us"]) / 1e6, 4),
                 "voluntary_switches": int(context["voluntary_switches"]),
                 "involuntary_switches": int(context["involuntary_switches"]),
-                "private_bytes": int(context["private_bytes"]),
+                "private_bytes": int(context["private_bytes"]) or None,
             }
         )
     return rows

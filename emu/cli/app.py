@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
 from emu.cli.doctor import doctor
-from emu.cli.failure import FINE, INTERRUPTED, WRONG_CALL, Failure
+from emu.cli.failure import BUG, FINE, INTERRUPTED, WRONG_CALL, Failure
 from emu.cli.replay import replay
 from emu.cli.run import run
 
@@ -66,7 +67,12 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        code = dispatch(sys.argv[1:])
+    except Exception:  # noqa: BLE001 - whatever it is, it must not look like a violation
+        traceback.print_exc()
+        code = BUG
+    sys.exit(code)
 
 
 def _name(arguments: Sequence[str]) -> str:

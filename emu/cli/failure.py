@@ -9,6 +9,8 @@ WRONG_CALL = 2
 """The call or the input is wrong."""
 DEATH = 3
 """A process of the machine died."""
+BUG = 70
+"""This program is wrong; a traceback says where. Not 1, which says something about the emulated kernel."""
 INTERRUPTED = 130
 """Ctrl-C; what was measured before is kept."""
 

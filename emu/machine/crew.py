@@ -41,6 +41,7 @@ class Member:
         run: compiled function, called with the context's address.
         dead_generation: where the generation of a context is published when its process has died.
         core: the core to bind it to, or None.
+        measure_memory: look at its private memory when it ends, which takes some ms.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Member:
     run: Callable[[int], int]
     dead_generation: Any
     core: int | None = None
+    measure_memory: bool = True
     exit: int | None = None
     handle: Any = field(default=None, repr=False)
 
@@ -126,7 +128,8 @@ class ProcessCrew:
             os.sched_setaffinity(0, {member.core})
         member.run(member.address)
         _note_usage(member.context, resource.RUSAGE_SELF)
-        member.context.private_bytes = _private_bytes()
+        if member.measure_memory:
+            member.context.private_bytes = _private_bytes()
         os._exit(0)
 
     def ended(self, timeout_s: float) -> list[Member]:

@@ -34,6 +34,7 @@ ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine
 RECORDING_ENTRIES = (*ENTRIES, drain_ring)
 
 _START_S = 60.0
+_MEASURED_CPUS = 4
 _ABORT_S = 0.25
 _KILL_S = 0.15
 _BEAT_S = 0.05
@@ -167,6 +168,7 @@ class Machine:
             run=run,
             dead_generation=layout.segment["dead_generation"],
             core=self._core(slot),
+            measure_memory=slot < _MEASURED_CPUS or slot >= layout.cpus,
         )
 
     def _core(self, slot: int) -> int | None:

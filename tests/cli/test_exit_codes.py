@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from emu.cli.app import main
 from emu.experiment import MachineError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -165,3 +166,11 @@ def test_doctor_lists_the_same_for_people(emu):
     code, out, _ = emu("doctor")
     assert code == 0
     assert "cache_warm" in out
+
+
+def test_a_bug_does_not_look_like_a_violation(machine, monkeypatch):
+    machine.outcomes["DMA"] = ZeroDivisionError("a bug")
+    monkeypatch.setattr(sys, "argv", ["emu", "run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 70
