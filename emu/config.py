@@ -40,7 +40,12 @@ class _Section(BaseModel):
 class MachineConfig(_Section):
     """The emulated machine and how long it runs."""
 
-    cpus: int = Field(default_factory=lambda: default_cpus(), ge=1, le=MAX_CPUS, description="emulated CPUs")
+    cpus: int = Field(
+        default_factory=lambda: default_cpus(),  # noqa: PLW0108 - defined below
+        ge=1,
+        le=MAX_CPUS,
+        description="emulated CPUs",
+    )
     engine: Literal["processes", "threads"] = Field("processes", description="what a CPU is")
     seconds: float = Field(1.5, gt=0, le=86_400, description="run time of each domain, in s")
     ops: int | None = Field(None, ge=1, description="map+unmap pairs over all CPUs; replaces `seconds`")
@@ -153,11 +158,13 @@ class Config(_Section):
         if self.machine.ops is not None and "seconds" in self.machine.model_fields_set:
             raise ValueError("machine.ops and machine.seconds contradict each other; give one")
         if self.hypervisor.service == "inline" and self.hypervisor.servers > 1:
-            raise ValueError("hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time")
+            raise ValueError(
+                "hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time"
+            )
         queue_options = {"fq_size", "fq_timeout_ms", "on_overrun"} & self.domain.model_fields_set
         if queue_options and not QUEUED & set(self.domain.types):
             raise ValueError(
-                f"domain.{min(queue_options)} needs a domain with a flush queue, and types has none; add DMA-FQ or DMA-SQ"
+                f"domain.{min(queue_options)} needs a domain with a flush queue; add DMA-FQ or DMA-SQ to types"
             )
         end = self.domain.aperture_start + (self.domain.aperture_mb << 20)
         if end > 1 << 42:

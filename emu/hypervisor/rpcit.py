@@ -1,8 +1,8 @@
-"""RPCIT, the instruction by which an s390 guest tells its hypervisor that translations changed (Refresh PCI Translations).
+"""RPCIT, Refresh PCI Translations: how an s390 guest tells its hypervisor that translations have changed.
 
-A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests queue
-in FIFO order by ticket. With `service = "inline"` the trapping CPU serves its own request under the hypervisor's lock
-instead, as KVM does. The address and length in the request are in pages.
+A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests
+queue in FIFO order by ticket. With `service = "inline"` the trapping CPU serves its own request under the
+hypervisor's lock instead, as KVM does. The address and length in the request are in pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emu.native.time import now_ns
 
 RPCIT_OK = 0
 RPCIT_NOT_SERVED = -5
-"""The machine is being stopped and its hypervisor may be dead (−EIO)."""
+"""The machine is being stopped and its hypervisor may be dead (-EIO)."""
 
 _SLEEP_NS = 20_000_000
 

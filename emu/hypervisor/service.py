@@ -104,5 +104,3 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     server.busy_ns += finished_ns - started_ns
     server.free_at_ns = finished_ns
     hv.free_at_ns = finished_ns
-
-

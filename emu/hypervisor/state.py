@@ -58,5 +58,6 @@ server_t = struct(
     schedule_histogram="i8",
     spares=table_spares,
 )
-"""What one server, or one CPU that serves itself, has done. `wait` is the time in the emulated queue, until a server was
-free; `schedule` the time this machine took to get the server running after that; `queued` the requests found waiting."""
+"""What one server, or one CPU that serves itself, has done. `wait` is the time in the emulated queue, until a server
+was free; `schedule` the time this machine took to get the server running after that; `queued` the requests found
+waiting."""

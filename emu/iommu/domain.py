@@ -85,4 +85,3 @@ def iommu_dma_init_domain(cpu: Any, domain: Any) -> None:
     ):
         domain.fq_init_failed = 1
         domain.type = STRICT
-

@@ -1,10 +1,10 @@
 """Flush queues (drivers/iommu/dma-iommu.c, 6.7 and later): unmapped IOVAs wait for a flush that makes them reusable.
 
-Flushing the IOTLB at every unmap is dear. With a flush queue an unmap clears the page-table entries and puts the IOVA on
-a ring, either this CPU's or one for all, and a single flush of everything, when the ring is full or a timer fires, makes
-the whole ring reusable. The invariant: an IOVA becomes allocatable only after a flush that started after its unmap has
-finished. Two counters carry it: entries are stamped with the number of flushes started, and freed once more flushes than
-that have finished.
+Flushing the IOTLB at every unmap is dear. With a flush queue an unmap clears the page-table entries and puts the IOVA
+on a ring, either this CPU's or one for all, and a single flush of everything, when the ring is full or a timer fires,
+makes the whole ring reusable. The invariant: an IOVA becomes allocatable only after a flush that started after its
+unmap has finished. Two counters carry it: entries are stamped with the number of flushes started, and freed once more
+flushes than that have finished.
 
 As in the kernel, a CPU whose own flush has finished appends without looking again whether there is room; if an earlier
 flush of another CPU is still under way, nothing could be freed, the append wraps onto the ring's head, and the whole

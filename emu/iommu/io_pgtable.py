@@ -1,9 +1,9 @@
 """I/O translation tables as s390 has them (arch/s390/include/asm/pci_dma.h): region, segment and page table.
 
-11, 11 and 8 bits of the page frame number select an entry in each. Tables are made on demand and stay until the domain
-goes; entries of upper tables are installed by compare-and-swap, so that of two CPUs that miss the same table one wins and
-the other keeps its table for the next time. Page-table entries are exchanged whole, so that a reader (the hypervisor)
-never sees half of one. The shadow table of a hypervisor has the same format.
+11, 11 and 8 bits of the page frame number select an entry in each. Tables are made on demand and stay until the
+domain goes; entries of upper tables are installed by compare-and-swap, so that of two CPUs that miss the same table
+one wins and the other keeps its table for the next time. Page-table entries are exchanged whole, so that a reader
+(the hypervisor) never sees half of one. The shadow table of a hypervisor has the same format.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _walk_and_make(pgtable: Any, spares: Any, pfn: int) -> int:
 def dma_walk_cpu_trans(pgtable: Any, spares: Any, pfn: int) -> int:
     """Address of the page table that holds `pfn`, made if it is missing; 0 when there is no memory for it."""
     page_table = page_table_of(pgtable, pfn)
-    return page_table if page_table else _walk_and_make(pgtable, spares, pfn)
+    return page_table or _walk_and_make(pgtable, spares, pfn)
 
 
 @inline

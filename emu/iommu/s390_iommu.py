@@ -54,9 +54,7 @@ def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> 
 
 
 @inline
-def iommu_map_sg(
-    cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pages: int, segments: int, nents: int
-) -> bool:
+def iommu_map_sg(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pages: int, segments: int, nents: int) -> bool:
     """Enter a scatter-gather list into adjacent IOVAs; False, and nothing mapped, when a table cannot be made.
 
     The segments of a list lie apart: each starts where twice the pages before it would end.

@@ -1,8 +1,8 @@
 """The DMA API that s390 had of its own up to Linux 6.6 (arch/s390/pci/pci_dma.c).
 
 Addresses come from a bitmap whose pointer only advances. Lazily, an unmap clears the page-table entries and notes the
-pages in a second bitmap; when the pointer has wrapped round, one global flush makes all of those usable again. Strictly,
-every unmap is flushed and its pages are free at once.
+pages in a second bitmap; when the pointer has wrapped round, one global flush makes all of those usable again.
+Strictly, every unmap is flushed and its pages are free at once.
 """
 
 from __future__ import annotations
@@ -149,4 +149,3 @@ def s390_dma_unmap(cpu: Any, domain: Any, zdev: Any, pfn: int, pages: int) -> No
     if zdev.allocated:
         _check(cpu, zdev, pfn, pages, False)
     _dma_free_address(cpu, zdev, pfn, pages)
-

@@ -111,7 +111,8 @@ class ProcessCrew:
             descriptor = os.pidfd_open(process.pid)
         except OSError as error:
             raise CrewError(
-                f"cannot start {member.name}: {error.strerror}; use fewer CPUs or raise the limits of processes and files"
+                f"cannot start {member.name}: {error.strerror}; "
+                "use fewer CPUs, or raise the limits of processes and files"
             ) from None
         member.handle = process
         member.context.pid = process.pid

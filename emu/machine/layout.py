@@ -33,7 +33,7 @@ from emu.native.bitmap import bitmap_bytes
 from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
-from emu.native.segment import Segment, SegmentPlan
+from emu.native.segment import SegmentPlan
 from emu.native.timer import timer_base_t
 from emu.workload.program import Workload, op_t
 
@@ -47,9 +47,9 @@ class Layout:
     """The memory of one machine.
 
     Attributes:
-        segment: holds everything below under the name of the array.
-        cpus: emulated CPUs; contexts 0 to cpus − 1 are theirs, then come the timer's, the servers' and the supervisor's.
-        fq_size: entries of a ring, and `fq_timeout_ms` its timeout; 0 where there is no queue.
+        segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
+        theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring, and
+        `fq_timeout_ms` its timeout; 0 where there is no queue.
     """
 
     def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:

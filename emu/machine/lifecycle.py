@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.state import hypervisor_t
-from emu.iommu.domain import DMA_IOMMU, DMA_S390, iommu_dma_init_domain, iommu_domain
+from emu.iommu.domain import DMA_DIRECT, DMA_IOMMU, DMA_S390, iommu_dma_init_domain, iommu_domain
 from emu.iommu.flush_queue import iommu_dma_free_fq
 from emu.iommu.io_pgtable import count_valid, init_io_pgtable
 from emu.iommu.iova import free_all_cached_iovas, free_iova_fast
@@ -47,7 +47,7 @@ def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
             continue
         slot.state = SLOT_FREE
         report.live_iovas += 1
-        if domain.dma_ops == DMA_IOMMU or domain.dma_ops == DMA_S390:
+        if domain.dma_ops != DMA_DIRECT:
             s390_iommu_unmap_pages(cpu, domain.s390, slot.pfn, slot.pages)
             report.live_pages += slot.pages
         if domain.dma_ops == DMA_IOMMU:
@@ -72,7 +72,7 @@ def teardown_machine(context: int, report_address: int) -> int:
         reclaim_lazy_locked(cpu, domain.zdev)
         if find_next_bit(domain.zdev.iommu_bitmap, domain.zdev.iommu_pages, 0) < domain.zdev.iommu_pages:
             report.ranges_left = 1
-    if domain.dma_ops == DMA_IOMMU or domain.dma_ops == DMA_S390:
+    if domain.dma_ops != DMA_DIRECT:
         table = address_of(domain.s390, "pgtable")
         report.table_pages = count_valid(table, domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
     return 0

@@ -101,7 +101,7 @@ def run_machine(
         raise MachineError(str(error)) from None
     try:
         events = EventWriter(layout, record_to)
-        machine = Machine(layout, events, on_progress or (lambda fraction: None))
+        machine = Machine(layout, events, on_progress or (lambda _fraction: None))
         with machine.listening(), events:
             machine.run()
         recording = record(layout, machine.members)
@@ -230,7 +230,9 @@ class Machine:
             if self.interrupted or self._reap(0.001):
                 return False
             if time.monotonic() > until:
-                raise MachineError(f"only {self._control.ready} of {len(self.members)} processes started in {_START_S} s")
+                raise MachineError(
+                    f"only {self._control.ready} of {len(self.members)} processes started in {_START_S} s"
+                )
         return True
 
     def _start_together(self) -> None:

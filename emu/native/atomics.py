@@ -104,19 +104,19 @@ def ctz(value: int) -> int:
     return (value & -value).bit_length() - 1
 
 
-read_once = llvm.Primitive(read_once, llvm.field_load("monotonic"))  # type: ignore[assignment]
-write_once = llvm.Primitive(write_once, llvm.field_store("monotonic"))  # type: ignore[assignment]
-smp_load_acquire = llvm.Primitive(smp_load_acquire, llvm.field_load("acquire"))  # type: ignore[assignment]
-smp_store_release = llvm.Primitive(smp_store_release, llvm.field_store("release"))  # type: ignore[assignment]
-fetch_add = llvm.Primitive(fetch_add, llvm.field_rmw("add"))  # type: ignore[assignment]
-fetch_or = llvm.Primitive(fetch_or, llvm.field_rmw("or"))  # type: ignore[assignment]
-fetch_and = llvm.Primitive(fetch_and, llvm.field_rmw("and"))  # type: ignore[assignment]
-xchg = llvm.Primitive(xchg, llvm.field_rmw("xchg"))  # type: ignore[assignment]
-cmpxchg = llvm.Primitive(cmpxchg, llvm.field_cmpxchg())  # type: ignore[assignment]
-smp_mb = llvm.Primitive(smp_mb, llvm.fence("seq_cst"))  # type: ignore[assignment]
-smp_wmb = llvm.Primitive(smp_wmb, llvm.fence("release"))  # type: ignore[assignment]
-ilog2 = llvm.Primitive(ilog2, llvm.log2_floor())  # type: ignore[assignment]
-ctz = llvm.Primitive(ctz, llvm.trailing_zeros())  # type: ignore[assignment]
+read_once = llvm.Primitive(read_once, llvm.field_load("monotonic"))
+write_once = llvm.Primitive(write_once, llvm.field_store("monotonic"))
+smp_load_acquire = llvm.Primitive(smp_load_acquire, llvm.field_load("acquire"))
+smp_store_release = llvm.Primitive(smp_store_release, llvm.field_store("release"))
+fetch_add = llvm.Primitive(fetch_add, llvm.field_rmw("add"))
+fetch_or = llvm.Primitive(fetch_or, llvm.field_rmw("or"))
+fetch_and = llvm.Primitive(fetch_and, llvm.field_rmw("and"))
+xchg = llvm.Primitive(xchg, llvm.field_rmw("xchg"))
+cmpxchg = llvm.Primitive(cmpxchg, llvm.field_cmpxchg())
+smp_mb = llvm.Primitive(smp_mb, llvm.fence("seq_cst"))
+smp_wmb = llvm.Primitive(smp_wmb, llvm.fence("release"))
+ilog2 = llvm.Primitive(ilog2, llvm.log2_floor())
+ctz = llvm.Primitive(ctz, llvm.trailing_zeros())
 
 __all__ = [
     "atomic64_t",

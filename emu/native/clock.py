@@ -53,8 +53,8 @@ def sched_yield() -> None:
 
 
 _cycles = llvm.cycle_counter() if TICKS_ARE_CYCLES else llvm.monotonic_ns()
-clock_ns = llvm.Primitive(clock_ns, llvm.monotonic_ns())  # type: ignore[assignment]
-ticks = llvm.Primitive(ticks, _cycles)  # type: ignore[assignment]
-sleep_ns = llvm.Primitive(sleep_ns, llvm.nanosleep())  # type: ignore[assignment]
-cpu_relax = llvm.Primitive(cpu_relax, llvm.pause())  # type: ignore[assignment]
-sched_yield = llvm.Primitive(sched_yield, llvm.sched_yield())  # type: ignore[assignment]
+clock_ns = llvm.Primitive(clock_ns, llvm.monotonic_ns())
+ticks = llvm.Primitive(ticks, _cycles)
+sleep_ns = llvm.Primitive(sleep_ns, llvm.nanosleep())
+cpu_relax = llvm.Primitive(cpu_relax, llvm.pause())
+sched_yield = llvm.Primitive(sched_yield, llvm.sched_yield())

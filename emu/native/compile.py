@@ -1,9 +1,10 @@
 """Compiling: the decorators, and a cache that never runs stale code.
 
-`@jit` marks a function that becomes part of its callers, `@inline` one that must vanish into them, `@slow` one that must
-not, `@entry` one that Python calls with addresses; only entries are cached on disk. numba keys its cache on one file, so an edit of an imported
-module, or a changed global, would still run old code. Here the cache folder's name is a hash of all source that
-compiled code can come from, of the versions of numba and NumPy and of the clock chosen for this machine.
+`@jit` marks a function that becomes part of its callers, `@inline` one that must vanish into them, `@slow` one that
+must not, `@entry` one that Python calls with addresses; only entries are cached on disk. numba keys its cache on one
+file, so an edit of an imported module, or a changed global, would still run old code. Here the cache folder's name is
+a hash of all source that compiled code can come from, of the versions of numba and NumPy and of the clock chosen for
+this machine.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class _Listener(event.Listener):  # type: ignore[misc]
     def on_start(self, event: Any) -> None:
         pass
 
-    def on_end(self, event: Any) -> None:
+    def on_end(self, event: Any) -> None:  # noqa: ARG002 - numba's interface
         self.done += 1
         self.progress(self.done, max(self.done, _function_count))
 
@@ -128,7 +129,7 @@ def compile_entries(entries: Iterable[Any], progress: Callable[[int, int], None]
     """
     if config.DISABLE_JIT:
         return False
-    listener = _Listener(progress or (lambda done, total: None))
+    listener = _Listener(progress or (lambda _done, _total: None))
     functions = list(entries)
     names = {function.py_func.__qualname__ for function in functions}
     cold = False

@@ -34,5 +34,5 @@ def futex_wake(address: int, waiters: int) -> int:
     return int(_syscall(_NUMBER, int(address), _FUTEX_WAKE, int(waiters), None, None, 0))
 
 
-futex_wait = llvm.Primitive(futex_wait, llvm.futex_wait(_NUMBER))  # type: ignore[assignment]
-futex_wake = llvm.Primitive(futex_wake, llvm.futex_wake(_NUMBER))  # type: ignore[assignment]
+futex_wait = llvm.Primitive(futex_wait, llvm.futex_wait(_NUMBER))
+futex_wake = llvm.Primitive(futex_wake, llvm.futex_wake(_NUMBER))

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
+from numba.core import cgutils
 from numba.core.extending import _Intrinsic
 
 _I32 = ir.IntType(32)

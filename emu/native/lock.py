@@ -1,9 +1,9 @@
 """A spinlock that knows its owner and keeps statistics.
 
 The word is 0 or the owner's name (slot and generation, never a pid: a zombie's pid looks alive), with a bit that says
-someone sleeps. Taking a free lock is one compare-and-exchange, giving it back one exchange. A waiter spins briefly, then
-sleeps on the word; with more processes than cores that is several times faster than spinning on. Sleeps are bounded, and
-a waiter whose owner has been published dead takes the lock over.
+someone sleeps. Taking a free lock is one compare-and-exchange, giving it back one exchange. A waiter spins briefly,
+then sleeps on the word; with more processes than cores that is several times faster than spinning on. Sleeps are
+bounded, and a waiter whose owner has been published dead takes the lock over.
 
 Whoever calls passes its context record `cpu`, of which this file needs `owner` (int32, the name) and `dead_generation`
 (address of one int64 for each slot, the generation that died there).

@@ -46,13 +46,13 @@ def struct(*, lines: tuple[str, ...] = (), **fields: Any) -> np.dtype[np.void]:
         offset += np.dtype(form).itemsize
     boundary = CACHE_LINE if lines else alignment
     size = -(-offset // boundary) * boundary
-    layout = {"names": list(fields), "formats": list(fields.values()), "offsets": offsets, "itemsize": size}
+    layout: Any = {"names": list(fields), "formats": list(fields.values()), "offsets": offsets, "itemsize": size}
     return np.dtype(layout, align=True)
 
 
 def _view(dtype: np.dtype[np.void], address: int) -> Any:
     memory = (ctypes.c_char * dtype.itemsize).from_address(int(address))
-    return np.frombuffer(memory, dtype).view(np.recarray)[0]
+    return np.frombuffer(memoryview(memory), dtype).view(np.recarray)[0]
 
 
 def deref(dtype: Any, address: int) -> Any:
@@ -77,10 +77,10 @@ def pointer_to(record: Any) -> int:
     return int(record.__array_interface__["data"][0])
 
 
-deref = llvm.Primitive(deref, llvm.record_at())  # type: ignore[assignment]
-element = llvm.Primitive(element, llvm.record_element())  # type: ignore[assignment]
-address_of = llvm.Primitive(address_of, llvm.field_address())  # type: ignore[assignment]
-pointer_to = llvm.Primitive(pointer_to, llvm.record_address())  # type: ignore[assignment]
+deref = llvm.Primitive(deref, llvm.record_at())
+element = llvm.Primitive(element, llvm.record_element())
+address_of = llvm.Primitive(address_of, llvm.field_address())
+pointer_to = llvm.Primitive(pointer_to, llvm.record_address())
 
 int64_t = struct(value="i8")
 """One 64-bit word: a table entry, a histogram bucket, a bitmap word."""

@@ -1,9 +1,9 @@
 """The shared-memory segment: planned, created, filled, and gone on every way out.
 
-A plan collects named arrays; creating it reserves the memory (a full /dev/shm is an error now, not a bus error later) and
-maps it. Processes are forked afterwards, so addresses are the same in all. The file in /dev/shm is 0600, carries its
-owner's pid in its name, and is unlinked by the owner; multiprocess's resource tracker does it if the owner is killed,
-and the next run sweeps what nobody owns.
+A plan collects named arrays; creating it reserves the memory (a full /dev/shm is an error now, not a bus error later)
+and maps it. Processes are forked afterwards, so addresses are the same in all. The file in /dev/shm is 0600, carries
+its owner's pid in its name, and is unlinked by the owner; multiprocess's resource tracker does it if the owner is
+killed, and the next run sweeps what nobody owns.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Segment:
 def _no_room(size: int, error: OSError) -> str:
     what = "no space left" if error.errno == errno.ENOSPC else error.strerror
     return (
-        f"/dev/shm: {what} for a segment of {size / 2**20:.0f} MiB; "
+        f"{_DIRECTORY}: {what} for a segment of {size / 2**20:.0f} MiB; "
         "use fewer CPUs, a smaller --fq-size or domain.aperture_mb, or enlarge /dev/shm"
     )
 

@@ -1,10 +1,11 @@
 """Op programs: every workload is, for each CPU, an array of small operations that one compiled loop executes.
 
 A benchmark, a device model and a kernel capture differ only in the arrays they build. Slots are places in one table
-that all CPUs see: `OP_MAP` puts a mapping into a slot, `OP_UNMAP` takes it out again, on whichever CPU that happens. An
-unmap waits until its slot is mapped and a map waits until its slot is free. Programs for several CPUs do not deadlock when
-their dependencies point backwards in some common order (a capture's trace order, a queue's submission order) and each
-slot is always mapped by one CPU and always unmapped by one: a third CPU that ran ahead could take another's turn.
+that all CPUs see: `OP_MAP` puts a mapping into a slot, `OP_UNMAP` takes it out again, on whichever CPU that happens.
+An unmap waits until its slot is mapped and a map waits until its slot is free. Programs for several CPUs do not
+deadlock when their dependencies point backwards in some common order (a capture's trace order, a queue's submission
+order) and each slot is always mapped by one CPU and always unmapped by one: a third CPU that ran ahead could take
+another's turn.
 """
 
 from __future__ import annotations

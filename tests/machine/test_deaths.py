@@ -131,8 +131,10 @@ def test_a_killed_supervisor_takes_its_processes_along(start):
     assert not segments_of(process.pid)
 
 
-def test_a_segment_that_nobody_owns_is_swept_by_the_next_run(start):
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+def test_a_segment_that_nobody_owns_is_swept_by_the_next_run():
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     orphan = SHARED_MEMORY / f"emu-{gone.stdout.strip()}-0badcafe"
     orphan.write_bytes(b"\0" * 4096)
     run("DMA", machine_cpus=1, machine_ops=10)
@@ -156,7 +158,7 @@ def test_a_hypervisor_that_takes_ten_seconds_does_not_delay_ctrl_c(start):
 
 def test_a_stopped_process_is_killed_when_the_run_ends(start):
     process = start("--cpus", 2, "--seconds", 1, "--domain", "DMA-SQ")
-    victim = sorted(members(process), key=lambda child: child.pid)[0]
+    victim = min(members(process), key=lambda child: child.pid)
     victim.suspend()
     _, err = process.communicate(timeout=20)
     assert process.returncode == 3

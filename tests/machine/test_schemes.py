@@ -2,6 +2,7 @@
 
 import pytest
 
+from emu.native.events import read_events
 from tests.machine.machines import DOMAINS, run
 
 QUEUED = {"DMA-FQ", "DMA-SQ"}
@@ -31,7 +32,12 @@ def assert_sound(outcome, domain):
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_what_is_mapped_is_unmapped_reclaimed_or_still_there(domain, cpus, engine):
     outcome = run(
-        domain, machine_cpus=cpus, machine_engine=engine, machine_ops=PAIRS, workload_queue_depth=4, **small_queue(domain)
+        domain,
+        machine_cpus=cpus,
+        machine_engine=engine,
+        machine_ops=PAIRS,
+        workload_queue_depth=4,
+        **small_queue(domain),
     )
     assert_sound(outcome, domain)
     assert outcome.run["ops"] >= PAIRS
@@ -126,8 +132,6 @@ def test_a_cpu_may_serve_itself_under_the_hypervisors_lock():
 
 
 def test_recorded_events_are_written_or_counted_as_lost(tmp_path):
-    from emu.native.events import read_events
-
     result = run("DMA", machine_cpus=2, machine_ops=PAIRS, machine_record=True, record_to=tmp_path).run
     written = sum(len(read_events(path)) for path in tmp_path.glob("events-cpu*.bin"))
     assert written == result["events"]["recorded"]
