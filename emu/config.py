@@ -227,17 +227,31 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any], where: str) -> None:
         base.setdefault(section, {}).update(values)
 
 
+_COMPLAINTS = {
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "greater_than": "must be more than {gt}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "too_short": "must not be empty",
+}
+
+
 def _one_line(error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).isdigit()) or "the description"
+    place = ".".join(str(part) for part in first["loc"] if not str(part).isdigit())
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such key; see the reference of the config"
+    elif first["type"] in _COMPLAINTS:
+        message = f"{_COMPLAINTS[first['type']].format(**first.get('ctx', {}))}, not {first['input']!r}"
     elif first["type"] != "value_error":
         message = f"{message}, not {first['input']!r}"
-    if place == "the description":
-        return f"{where}: {message}"
-    return f"{where}: {place}: {message}"
+    return " ".join(f"{where}: {place}: {message}".split()) if place else f"{where}: {message}"
 
 
 def load(

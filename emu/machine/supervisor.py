@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emu.config import Config, DomainType, cores
+from emu.config import Config, DomainType
 from emu.iommu.domain import FQ_WARNING
 from emu.machine.context import control_t
 from emu.machine.cpu import cpu_main
@@ -122,10 +122,6 @@ def _warnings(layout: Layout, recording: Recording) -> list[str]:
         warnings.append(
             f"{FQ_WARNING}: the rings need more than domain.fq_memory_mb = "
             f"{layout.config.domain.fq_memory_mb} MiB; the domain is strict"
-        )
-    if layout.config.machine.engine == "processes" and layout.cpus > cores():
-        warnings.append(
-            f"{layout.cpus} CPUs on {cores()} cores: they take turns, so waits include this machine's scheduling"
         )
     return warnings
 
