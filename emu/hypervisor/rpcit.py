@@ -1,8 +1,9 @@
 """RPCIT, Refresh PCI Translations: how an s390 guest tells its hypervisor that translations have changed.
 
 A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests
-queue in FIFO order by ticket. With `service = "inline"` the trapping CPU serves its own request under the
-hypervisor's lock instead, as KVM does. The address and length in the request are in pages.
+queue in FIFO order by ticket. With `service = "inline"` the CPU serves its own request under the hypervisor's lock
+instead, as KVM does, and waits for that lock awake, as it would for firmware or hardware. The address and length in
+the request are in pages.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, s
 from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
 from emu.native.futex import futex_wait, futex_wake
-from emu.native.lock import spin_lock, spin_unlock
+from emu.native.lock import spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns
 
@@ -40,7 +41,7 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     request.is_global = is_global
     request.posted_ns = now_ns(cpu)
     if hv.is_inline:
-        spin_lock(cpu, hv.lock)
+        spin_lock_polling(cpu, hv.lock)
         serve_request(cpu, hv, request)
         spin_unlock(cpu, hv.lock)
         return RPCIT_OK

@@ -39,6 +39,7 @@ from emu.workload.program import Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
 _UNLIMITED = 1 << 62
+_ROOM_FOR_LOST_RANGES = 1 << 18
 _POLL_NS = 20_000
 _GUEST_SPINS = 2_000
 
@@ -86,7 +87,7 @@ class Layout:
             return self.config.domain.iova_ranges + len(self.config.domain.reserved)
         cached = self.cpus * IOVA_RANGE_CACHE_MAX_SIZE * 2 * IOVA_MAG_SIZE
         wanted = self.workload.slots + self._rings() * self.fq_size + cached
-        return min(self.aperture_pages, wanted + wanted // 2 + (1 << 17)) + len(self.config.domain.reserved)
+        return min(self.aperture_pages, wanted + wanted // 2 + _ROOM_FOR_LOST_RANGES) + len(self.config.domain.reserved)
 
     def _plan(self) -> SegmentPlan:
         plan = SegmentPlan()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.native.atomics import cmpxchg, read_once, xchg
-from emu.native.clock import cpu_relax, ticks
+from emu.native.clock import cpu_relax, sched_yield, ticks
 from emu.native.compile import inline, jit, slow
 from emu.native.futex import futex_wait, futex_wake
 from emu.native.record import address_of, element, int64_t, struct
@@ -58,11 +58,46 @@ def spin_unlock(cpu: Any, lock: Any) -> None:
         futex_wake(address_of(lock, "val"), 1)
 
 
+@inline
+def spin_lock_polling(cpu: Any, lock: Any) -> None:
+    """Take the lock without ever sleeping on it: waiters give their core away between looks.
+
+    Whoever gives the lock back then wakes nobody, and is not preempted for it before its next step.
+    """
+    if cmpxchg(lock, "val", 0, cpu.owner) != 0:
+        _spin_lock_polling_slow(cpu, lock)
+    lock.acquisitions += 1
+
+
+@slow
+def _spin_lock_polling_slow(cpu: Any, lock: Any) -> None:
+    since = ticks()
+    while not _poll_for_lock(cpu, lock):
+        sched_yield()
+    _note_wait(lock, ticks() - since)
+
+
+@inline
+def _poll_for_lock(cpu: Any, lock: Any) -> bool:
+    """Look for a while; True when the lock was taken, from nobody or from a dead owner."""
+    word = 0
+    for _ in range(_SPINS):
+        word = read_once(lock, "val")
+        if word == 0 and cmpxchg(lock, "val", 0, cpu.owner) == 0:
+            return True
+        cpu_relax()
+    return word != 0 and _is_dead(cpu, word) and _take_over(cpu, lock, word)
+
+
 @slow
 def _spin_lock_slow(cpu: Any, lock: Any) -> None:
     since = ticks()
     _wait_for_lock(cpu, lock)
-    waited = ticks() - since
+    _note_wait(lock, ticks() - since)
+
+
+@inline
+def _note_wait(lock: Any, waited: int) -> None:
     lock.contended += 1
     lock.total_wait += waited
     lock.max_wait = max(lock.max_wait, waited)
@@ -86,13 +121,17 @@ def _wait_for_lock(cpu: Any, lock: Any) -> None:
                 continue
             word |= WAITERS
         futex_wait(address_of(lock, "val"), word, _SLEEP_NS)
-        if (
-            read_once(lock, "val") == word
-            and _is_dead(cpu, word)
-            and cmpxchg(lock, "val", word, cpu.owner | WAITERS) == word
-        ):
-            lock.recovered += 1
+        if read_once(lock, "val") == word and _is_dead(cpu, word) and _take_over(cpu, lock, word):
             return
+
+
+@inline
+def _take_over(cpu: Any, lock: Any, word: int) -> bool:
+    """Take the lock of a dead owner; only one waiter succeeds."""
+    if cmpxchg(lock, "val", word, cpu.owner | WAITERS) != word:
+        return False
+    lock.recovered += 1
+    return True
 
 
 @jit

@@ -40,7 +40,7 @@ from emu.native.compile import compile_entries
 from emu.native.events import emit, event_ring_t
 from emu.native.futex import futex_wait, futex_wake
 from emu.native.histogram import bucket_of, record_value
-from emu.native.lock import spin_lock, spin_unlock, spinlock_t
+from emu.native.lock import spin_lock, spin_lock_polling, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_root
 from emu.native.record import deref, element, int64_t, struct
 from emu.native.timer import add_timer, timer_t, wait_for_timer, wheel_expiry
@@ -221,6 +221,21 @@ def lock_once(context, address):
     spin_lock(cpu, guarded.lock)
     guarded.count += 1
     spin_unlock(cpu, guarded.lock)
+    return 0
+
+
+@harness
+def count_polling(context, address, rounds):
+    """Increment under the lock, waiting for it awake."""
+    cpu = deref(context_t, context)
+    guarded = deref(guarded_t, address)
+    for _ in range(rounds):
+        spin_lock_polling(cpu, guarded.lock)
+        count = read_once(guarded, "count")
+        for _ in range(20):
+            cpu_relax()
+        write_once(guarded, "count", count + 1)
+        spin_unlock(cpu, guarded.lock)
     return 0
 
 

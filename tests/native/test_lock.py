@@ -172,6 +172,27 @@ def test_only_one_of_many_waiters_takes_a_dead_owners_lock_over():
     assert party.guarded.count[0] == 60
 
 
+def test_a_lock_waited_for_awake_excludes_as_well_and_wakes_nobody():
+    party, rounds = Party(3), scaled(20_000, 100)
+    with running(*[party.call(harness.count_polling, slot, rounds) for slot in range(3)]):
+        pass
+    assert party.guarded.count[0] == 3 * rounds
+    assert party.lock.acquisitions == 3 * rounds
+    assert party.lock.val == 0
+
+
+def test_those_who_wait_awake_take_a_dead_owners_lock_over():
+    party = Party(3)
+    compile_entries([harness.take])
+    harness.take(at(party.contexts), at(party.guarded))
+    with running(*[party.call(harness.count_polling, slot, 20) for slot in (1, 2)]):
+        time.sleep(0.05)
+        assert party.guarded.count[0] == 0
+        party.dead_generation.value[0] = 1
+    assert party.lock.recovered == 1
+    assert party.guarded.count[0] == 40
+
+
 @pytest.mark.skipif(interpreted, reason="whoever is killed may hold the lock that makes plain atomics atomic")
 def test_processes_killed_at_any_moment_never_stop_the_others():
     party = Party(4)

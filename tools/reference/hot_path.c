@@ -97,7 +97,7 @@ static inline void cpu_relax(void)
 
 static slow void spend_until(int64_t deadline_ns)
 {
-	if (deadline_ns - now_ns() > LONGEST_SPIN_NS)
+	if (unlikely(deadline_ns - now_ns() > 2 * SPIN_NS))
 		off_the_path();
 	while (now_ns() < deadline_ns)
 		cpu_relax();
@@ -236,7 +236,7 @@ static slow void spend(struct cpu_t *cpu, int64_t deadline_ns)
 	int64_t *abort = (int64_t *)cpu->abort;
 
 	while (now_ns() < deadline_ns && !read_once(*abort))
-		spend_until(min(deadline_ns, now_ns() + LONGEST_SPIN_NS));
+		spend_until(min(deadline_ns, now_ns() + STEP_NS));
 }
 
 static slow void serve_request(struct cpu_t *cpu, struct hypervisor_t *hv, struct request_t *request)
