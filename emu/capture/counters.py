@@ -16,7 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from emu.capture.ftrace import CaptureError, capture_name
+from emu.capture.events import CaptureError
+from emu.capture.ftrace import capture_name
 
 COUNTERS = ("Mapped pages", "Unmapped pages", "Global RPCITs", "Sync Map RPCITs", "Sync RPCITs")
 """The kernel's names for what is compared."""

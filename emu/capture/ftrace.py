@@ -24,49 +24,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-OTHER = 0
-MAP = 1
-"""One chunk was mapped: [`start`, `end`)."""
-UNMAP = 2
-"""A whole mapping was unmapped: [`start`, `end`)."""
-MARK = 3
-"""Somebody wrote a line into the trace: `start` is its index in `Capture.marks`."""
-RPCIT = 4
-"""s390: one call of `zpci_refresh_trans()` over [`start`, `end`)."""
-SYNC_MAP = 5
-"""s390: `iotlb_sync_map()` over [`start`, `end`), the end of a map call."""
-FLUSH = 6
-"""A domain-wide `flush_iotlb_all()` began."""
-TIMER = 7
-"""The flush queue's timer fired; its flush follows."""
-QUEUED = 8
-"""`queue_iova()` appended [`start`, `end`): stands in for `UNMAP` in a trace that has none."""
-
-event_t = np.dtype(
-    [("kind", "i1"), ("irq", "?"), ("cpu", "i4"), ("time_ns", "i8"), ("start", "i8"), ("end", "i8")], align=True
+from emu.capture.events import (
+    FLUSH,
+    MAP,
+    MARK,
+    OTHER,
+    PAGE_SHIFT,
+    QUEUED,
+    RPCIT,
+    SYNC_MAP,
+    TIMER,
+    UNMAP,
+    CaptureError,
+    CaptureReport,
+    event_t,
 )
-"""One event. `time_ns` is the trace clock's, `start` and `end` are byte addresses, `irq` says that it happened in a
-hard or soft interrupt (never set where the trace does not tell)."""
-
-mapping_t = np.dtype(
-    [
-        ("map_event", "i8"),
-        ("unmap_event", "i8"),
-        ("first_chunk", "i8"),
-        ("start", "i8"),
-        ("pages", "i8"),
-        ("nents", "i4"),
-        ("supplied", "?"),
-    ],
-    align=True,
-)
-"""One map call. `map_event` is the index of its first chunk's event; its chunks are the events
-`Capture.chunks[first_chunk : first_chunk + nents]`; `start` is its lowest byte address. `unmap_event` is the index of
-its unmap, -1 if it was never unmapped; with `supplied` the unmap was lost, and `unmap_event` is the event of the later
-map that proves it, before which it must have happened."""
-
-PAGE_SHIFT = 12
-"""Sizes are counted in pages of 4 KiB, the smallest that the IOMMUs here map."""
+from emu.capture.mappings import group_mappings
+from emu.capture.phases import PhaseChange, domain_types_in, phase_changes_in, phases_begun
 
 _Indices = npt.NDArray[np.int64]
 _Progress = Callable[[int, int], None]
@@ -115,72 +89,6 @@ _RANGES = {
 """For each kind whose range is in a kprobe's arguments: where, the base of the length, and the shift to bytes."""
 
 _NIBBLES = np.array([int(chr(code), 16) if chr(code) in "0123456789abcdef" else 255 for code in range(256)], np.uint8)
-
-_PHASE = re.compile(r"(?!KCSNAP )\w+ (.+)[. ](begin|end)")
-_SETTLED = re.compile(r"KCSNAP (.+)\.settled begin")
-
-
-class CaptureError(Exception):
-    """A capture that cannot be used. The message is one line: what, where, what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
-
-
-@dataclass(slots=True)
-class CaptureReport:
-    """What a capture held, and what of it could not be used.
-
-    Attributes:
-        lines: lines read, headers included.
-        map_events: `map` lines used, one for each chunk.
-        unmap_events: `unmap` lines used (or `queue_iova()` probes, see `queued_as_unmaps`).
-        other_events: well-formed lines of events that say nothing about mappings.
-        broken_lines: torn lines, binary garbage, `map` and `unmap` lines whose numbers make no sense.
-        lost_events: events the kernel says it overwrote: the `[LOST n EVENTS]` lines or the buffer's header, whichever
-            says more, since both tell of the same loss.
-        unmatched_unmaps: unmaps of what no map event had mapped: the capture began in the middle.
-        supplied_unmaps: mappings whose unmap was lost, known from a later map over a range still live.
-        partial_unmaps: unmaps that cover some chunk only in part, or more than the chunks known.
-        late_events: events with a time before that of the line above.
-        queued_as_unmaps: the trace has no `unmap` events and its `queue_iova()` probes were taken for them.
-        truncated: the gzip stream is cut off or damaged; what came before was used.
-    """
-
-    lines: int = 0
-    map_events: int = 0
-    unmap_events: int = 0
-    other_events: int = 0
-    broken_lines: int = 0
-    lost_events: int = 0
-    unmatched_unmaps: int = 0
-    supplied_unmaps: int = 0
-    partial_unmaps: int = 0
-    late_events: int = 0
-    queued_as_unmaps: bool = False
-    truncated: bool = False
-
-    def sentences(self) -> list[str]:
-        """What a reader of results must know, one sentence each; nothing for a flawless capture."""
-        said = [
-            (self.truncated, "The gzip file is cut off or damaged; it is used as far as it goes."),
-            (self.lost_events, f"The kernel lost {self.lost_events} events while it recorded."),
-            (self.broken_lines, f"{self.broken_lines} lines could not be read and are left out."),
-            (self.unmatched_unmaps, f"{self.unmatched_unmaps} unmaps of mappings older than the capture are left out."),
-            (self.supplied_unmaps, f"{self.supplied_unmaps} lost unmaps are supplied, each before the next map there."),
-            (self.partial_unmaps, f"{self.partial_unmaps} unmaps do not cover exactly what was mapped."),
-            (self.late_events, f"{self.late_events} events have a time before that of the line above."),
-            (self.queued_as_unmaps, f"{self.unmap_events} unmaps are taken from queue_iova probes."),
-        ]
-        return [sentence for applies, sentence in said if applies]
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseChange:
-    """From event `event` on, the phase is `name`."""
-
-    event: int
-    name: str
 
 
 @dataclass(slots=True)
@@ -242,7 +150,7 @@ def read_capture(path: str | PathLike[str], progress: _Progress | None = None) -
         marks=parser.marks,
         mappings=mappings,
         chunks=chunks,
-        phases=_phases_begun(parser.marks),
+        phases=phases_begun(parser.marks),
         phase_changes=phase_changes_in(events, parser.marks),
         domain_types=domain_types_in(events, parser.marks),
         report=report,
@@ -443,208 +351,3 @@ def _nanoseconds(fractions: Sequence[bytes]) -> npt.NDArray[np.int64]:
     """Nanoseconds of the digits after the point, six to nine of them."""
     digits = np.array(fractions, "S9").view(np.uint8).reshape(-1, 9) & 15
     return digits @ (10 ** np.arange(8, -1, -1, dtype=np.int64))
-
-
-def group_mappings(
-    events: npt.NDArray[np.void], report: CaptureReport
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64]]:
-    """Find which chunks were mapped by one call, and when each mapping was unmapped.
-
-    The chunks inside the range of one unmap are one mapping, whatever happened between them: other CPUs map at the
-    same time, and an interrupt may unmap and map on the very CPU. Those never unmapped are one mapping when a
-    `SYNC_MAP` or `RPCIT` on their CPU spans exactly them, or else when they are adjacent and nothing else happened
-    between them on that CPU in that context.
-
-    Args:
-        events: in trace order, shape (n,), dtype `event_t`.
-        report: its counts of unmatched, supplied and partial unmaps are filled in.
-
-    Returns:
-        The mappings in the order of their first chunk, shape (m,), dtype `mapping_t`, and the chunks' event indices,
-        mapping after mapping.
-    """
-    ended_by = _ended_by(events, report)
-    is_unmapped = (ended_by >= 0) & (events["kind"][ended_by] == UNMAP)
-    chunks = np.flatnonzero(events["kind"] == MAP)
-    never_unmapped = len(events) + _calls_never_unmapped(events, ~is_unmapped)
-    call, first_of_call = _numbered_by_first(np.where(is_unmapped, ended_by, never_unmapped)[chunks])
-    map_events = chunks[first_of_call]
-    chunks = chunks[np.lexsort((events["start"][chunks], call))]
-    mappings = _measured(events, chunks, np.bincount(call))
-    mappings["map_event"] = map_events
-    mappings["unmap_event"] = _first_end(ended_by[chunks], mappings["first_chunk"])
-    mappings["supplied"] = (mappings["unmap_event"] >= 0) & ~is_unmapped[map_events]
-    report.supplied_unmaps = int(np.count_nonzero(mappings["supplied"]))
-    return mappings, chunks
-
-
-def _ended_by(events: npt.NDArray[np.void], report: CaptureReport) -> _Indices:
-    """For every event, if it maps a chunk: the unmap that ended it, or the later map that shows its unmap was lost."""
-    steps = np.flatnonzero((events["kind"] == MAP) | (events["kind"] == UNMAP))
-    start, end, is_map = events["start"][steps], events["end"][steps], events["kind"][steps] == MAP
-    step_after = _follow_live_chunks(start, end, is_map)
-    _count_odd_unmaps(start, end, is_map, step_after, report)
-    ended_by = np.full(len(events), -1)
-    ended_by[steps] = np.where(step_after >= 0, steps[step_after], -1)
-    return ended_by
-
-
-def _measured(events: npt.NDArray[np.void], chunks: _Indices, nents: _Indices) -> npt.NDArray[np.void]:
-    """Mappings with their size and place, from the chunks in mapping order and their number in each mapping."""
-    mappings = np.zeros(len(nents), mapping_t)
-    mappings["nents"] = nents
-    mappings["first_chunk"] = np.cumsum(nents) - nents
-    mappings["start"] = events["start"][chunks[mappings["first_chunk"]]]
-    pages = (events["end"] - events["start"])[chunks] >> PAGE_SHIFT
-    mappings["pages"] = np.add.reduceat(pages, mappings["first_chunk"])
-    return mappings
-
-
-def _first_end(ended_by: _Indices, first_chunk: _Indices) -> _Indices:
-    """The first event that ended any chunk of each mapping, -1 if none did."""
-    never = np.iinfo(np.int64).max
-    first = np.minimum.reduceat(np.where(ended_by >= 0, ended_by, never), first_chunk)
-    return np.where(first == never, -1, first)
-
-
-def _numbered_by_first(labels: _Indices) -> tuple[_Indices, _Indices]:
-    """Number the distinct labels 0, 1, … as they first appear: every element's number, and where each appears first."""
-    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
-    by_first = np.argsort(first)
-    number = np.empty_like(by_first)
-    number[by_first] = np.arange(len(by_first))
-    return number[label], first[by_first]
-
-
-def _follow_live_chunks(start: _Indices, end: _Indices, is_map: npt.NDArray[np.bool_]) -> _Indices:
-    """For every step that maps a chunk: the next step, map or unmap, that touches any of it; -1 if there is none.
-
-    The address space is cut into cells at every address where something begins or ends, so that each step covers whole
-    cells, usually one; a list of the cells' owners is followed through the trace.
-    """
-    borders = np.unique(np.concatenate([start, end]))
-    lows: list[int] = np.searchsorted(borders, start).tolist()
-    highs: list[int] = np.searchsorted(borders, end).tolist()
-    owner = [-1] * len(borders)
-    ended_by = [-1] * len(start)
-    for step, (maps, low, high) in enumerate(zip(is_map.tolist(), lows, highs, strict=True)):
-        for chunk in {owner[low]} if high - low == 1 else set(owner[low:high]):
-            if chunk >= 0:
-                ended_by[chunk] = step
-                owner[lows[chunk] : highs[chunk]] = [-1] * (highs[chunk] - lows[chunk])
-        if maps:
-            owner[low:high] = [step] * (high - low)
-    return np.array(ended_by, np.int64)
-
-
-def _count_odd_unmaps(
-    start: _Indices, end: _Indices, is_map: npt.NDArray[np.bool_], ended_by: _Indices, report: CaptureReport
-) -> None:
-    """Count the unmaps that ended no chunk, and those that ended others than exactly the chunks of their range."""
-    chunks = np.flatnonzero(ended_by >= 0)
-    by = ended_by[chunks]
-    ended_bytes, inside = np.zeros_like(start), np.ones(len(start), bool)
-    np.add.at(ended_bytes, by, (end - start)[chunks])
-    np.logical_and.at(inside, by, (start[by] <= start[chunks]) & (end[chunks] <= end[by]))
-    unmatched = ~is_map & (ended_bytes == 0)
-    partial = ~is_map & ~unmatched & ~(inside & (ended_bytes == end - start))
-    report.unmatched_unmaps = int(np.count_nonzero(unmatched))
-    report.partial_unmaps = int(np.count_nonzero(partial))
-
-
-def _calls_never_unmapped(events: npt.NDArray[np.void], is_left: npt.NDArray[np.bool_]) -> _Indices:
-    """For every event, if it maps a chunk and is left: the first chunk of its call, as event indices."""
-    left = (events["kind"] == MAP) & is_left
-    call = np.full(len(events), -1)
-    for spanned in _calls_by_sync(events, left):
-        call[spanned] = min(spanned)
-        left[spanned] = False
-    chunks, first = _calls_by_adjacency(events, left)
-    call[chunks] = first
-    return call
-
-
-def _calls_by_sync(events: npt.NDArray[np.void], left: npt.NDArray[np.bool_]) -> Iterator[list[int]]:
-    """Chunks of `left` that a later synchronisation on the same CPU spans exactly, call by call."""
-    is_sync = np.isin(events["kind"], [RPCIT, SYNC_MAP]) & np.isin(events["start"], events["start"][left])
-    pending: dict[tuple[int, int], int] = {}
-    for index in np.flatnonzero(left | is_sync).tolist():
-        event = events[index]
-        cpu, address = int(event["cpu"]), int(event["start"])
-        if event["kind"] == MAP:
-            pending[cpu, address] = index
-            continue
-        chunks = []
-        while address < event["end"] and (cpu, address) in pending:
-            chunks.append(pending[cpu, address])
-            address = int(events["end"][chunks[-1]])
-        if address == event["end"]:
-            for chunk in chunks:
-                del pending[cpu, int(events["start"][chunk])]
-            yield chunks
-
-
-def _calls_by_adjacency(events: npt.NDArray[np.void], left: npt.NDArray[np.bool_]) -> tuple[_Indices, _Indices]:
-    """Chunks of `left`, and for each the first chunk of the run of adjacent ones it belongs to."""
-    events_seen = np.flatnonzero(np.isin(events["kind"], [MAP, UNMAP, RPCIT, SYNC_MAP]))
-    context = events["cpu"].astype(np.int64) * 2 + events["irq"]
-    order = events_seen[np.argsort(context[events_seen], kind="stable")]
-    here, before = order[1:], order[:-1]
-    joins = left[here] & left[before] & (context[here] == context[before])
-    joins &= events["start"][here] == events["end"][before]
-    begins = np.concatenate([np.ones(len(order) - len(here), bool), ~joins])
-    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
-    return order[left[order]], first[left[order]]
-
-
-def phase_changes_in(events: npt.NDArray[np.void], marks: Sequence[str]) -> list[PhaseChange]:
-    """Where the phases begin and end.
-
-    `X NAME.begin` enters the phase `NAME`. `X NAME.end` enters `NAME (settling)` where the counters were read again
-    after things had settled (a mark `KCSNAP NAME.settled begin`, which then enters `(after NAME)`), and
-    `(after NAME)` at once where they were not. An end without its beginning changes nothing.
-    """
-    settles = {found[1] for mark in marks if (found := _SETTLED.fullmatch(mark))}
-    changes: list[PhaseChange] = []
-    current = ""
-    for event in np.flatnonzero(events["kind"] == MARK).tolist():
-        mark = marks[events["start"][event]]
-        previous = current
-        if found := _PHASE.fullmatch(mark):
-            current = _after_mark(found[1], found[2], current, settles)
-        elif (found := _SETTLED.fullmatch(mark)) and current == f"{found[1]} (settling)":
-            current = f"(after {found[1]})"
-        if current != previous:
-            changes.append(PhaseChange(event, current))
-    return changes
-
-
-def _after_mark(name: str, edge: str, current: str, settles: set[str]) -> str:
-    if edge == "begin":
-        return name
-    if current != name:
-        return current
-    return f"{name} (settling)" if name in settles else f"(after {name})"
-
-
-def _phases_begun(marks: Sequence[str]) -> list[str]:
-    begun = [found[1] for mark in marks if (found := _PHASE.fullmatch(mark)) and found[2] == "begin"]
-    return list(dict.fromkeys(begun))
-
-
-def domain_types_in(events: npt.NDArray[np.void], marks: Sequence[str]) -> list[tuple[int, str]]:
-    """When the domain's type is known to be what, from the marks `KCTYPE type` and `KCSWITCH want type`.
-
-    Returns:
-        (time_ns, type in sysfs' words) for each change. A type stated before any switch was asked for holds from the
-        trace's first event.
-    """
-    types: list[tuple[int, str]] = []
-    switches = False
-    for event in events[events["kind"] == MARK]:
-        word, _, rest = marks[event["start"]].partition(" ")
-        switches |= word == "KCSWITCH"
-        if word == "KCTYPE" and (not types or types[-1][1] != rest):
-            since = event if types or switches else events[0]
-            types.append((int(since["time_ns"]), rest))
-    return types

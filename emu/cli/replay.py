@@ -48,7 +48,8 @@ def replay(
         raise Failure(f"--speed: must be asap or real, not {speed!r}")
 
     from emu.capture.counters import read_counters
-    from emu.capture.ftrace import CaptureError, read_capture
+    from emu.capture.events import CaptureError
+    from emu.capture.ftrace import read_capture
     from emu.report.progress import ProgressBars
 
     try:

@@ -13,7 +13,8 @@ from collections import defaultdict, deque
 import numpy as np
 import numpy.typing as npt
 
-from emu.capture.ftrace import PAGE_SHIFT, Capture, CaptureError
+from emu.capture.events import PAGE_SHIFT, CaptureError
+from emu.capture.ftrace import Capture
 from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, Workload, op_t
 
 _Steps = npt.NDArray[np.void]

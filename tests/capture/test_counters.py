@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emu.capture.counters import COUNTERS, KernelCounters, read_counters
-from emu.capture.ftrace import CaptureError
+from emu.capture.events import CaptureError
 
 CAPTURES = Path(__file__).parents[3] / "shared" / "captures"
 DEVICE = "0001:00:00.0"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.capture.ftrace import FLUSH, MAP, MARK, RPCIT, TIMER, UNMAP, Capture, CaptureError, read_capture
+from emu.capture.events import FLUSH, MAP, MARK, RPCIT, TIMER, UNMAP, CaptureError
+from emu.capture.ftrace import Capture, read_capture
 
 CAPTURES = Path(__file__).parents[3] / "shared" / "captures"
 PAGE = 4096

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.capture.counters import read_counters
-from emu.capture.ftrace import MAP, Capture, CaptureError, read_capture
+from emu.capture.events import MAP, CaptureError
+from emu.capture.ftrace import Capture, read_capture
 from emu.workload.from_capture import capture_workload
 from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Workload
 
