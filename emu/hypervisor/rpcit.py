@@ -24,7 +24,7 @@ RPCIT_OK = 0
 RPCIT_NOT_SERVED = -5
 """The machine is being stopped and its hypervisor may be dead (-EIO)."""
 
-_SLEEP_NS = 20_000_000
+_SLEEP_NS = 200_000_000
 
 
 @slow

@@ -32,7 +32,8 @@ from emu.native.time import now_ns, now_ticks, spend_until
 from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, OP_WAIT, op_t
 
 _SLOT_SPINS = 200
-_SLEEP_NS = 5_000_000
+_SLEEP_NS = 200_000_000
+"""Whoever stops the load wakes the sleepers; thousands that looked more often would be a load of their own."""
 _NAP_NS = 10_000_000
 _SEGMENT_BYTES = int32_t.itemsize
 _PHYS_SHIFT = 12
@@ -47,7 +48,7 @@ def wait_for_go(cpu: Any) -> bool:
     while read_once(control, "go") == 0:
         if read_once(control, "stop"):
             return False
-        futex_wait(address_of(control, "go"), 0, _NAP_NS)
+        futex_wait(address_of(control, "go"), 0, _SLEEP_NS)
     return True
 
 

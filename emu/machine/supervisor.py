@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emu.config import Config, DomainType
+import numpy as np
+
+from emu.config import Config, DomainType, cores
 from emu.iommu.domain import FQ_WARNING
-from emu.machine.context import control_t
+from emu.machine.context import SLOT_WAITERS, control_t
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
 from emu.machine.event_writer import EventWriter
@@ -37,6 +39,7 @@ _START_S = 60.0
 _MEASURED_CPUS = 4
 _ABORT_S = 0.25
 _KILL_S = 0.15
+_EXIT_S = 0.02
 _BEAT_S = 0.05
 _RECORDING_BEAT_S = 0.005
 
@@ -263,6 +266,7 @@ class Machine:
         layout = self.layout
         self._control.stop = 1
         self._wake("go")
+        self._wake_slots()
         self._await({slot for slot in self._left if slot < layout.cpus})
         self._control.cpus_retired = 1
         futex_wake(layout.segment.address("timer_base"), EVERYONE)
@@ -279,13 +283,15 @@ class Machine:
 
     def _await(self, slots: set[int]) -> None:
         patience = _ABORT_S if self.interrupted or self.died else _ABORT_S + self._longest_flush_s()
+        # Hundreds of processes on a few cores need their time only to end.
+        patience += _EXIT_S * len(slots) / cores()
         until = time.monotonic() + patience
         while slots & self._left and time.monotonic() < until:
             self._reap(min(_BEAT_S, until - time.monotonic()))
             if self.interrupted or self.died:
                 until = min(until, time.monotonic() + _ABORT_S)
         if slots & self._left:
-            self._control.abort = 1
+            self._abort()
             until = time.monotonic() + _KILL_S
             while slots & self._left and time.monotonic() < until:
                 self._reap(_BEAT_S)
@@ -306,9 +312,22 @@ class Machine:
                 continue
             if not self.died:
                 self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
-            self._control.abort = 1
             self._control.stop = 1
+            self._abort()
+            self._wake_slots()
         return self.died is not None
+
+    def _abort(self) -> None:
+        """Let nobody wait any longer for somebody who may be dead."""
+        self._control.abort = 1
+        state = self.layout.segment["requests"].dtype.fields["state"][1]
+        for slot in range(self.layout.contexts):
+            futex_wake(self.layout.segment.address("requests", slot) + state, EVERYONE)
+
+    def _wake_slots(self) -> None:
+        """Wake CPUs that wait for each other, so that they see the stop."""
+        for slot in np.flatnonzero(self.layout.segment["slots"]["state"] & SLOT_WAITERS):
+            futex_wake(self.layout.segment.address("slots", int(slot)), EVERYONE)
 
     def _wake(self, name: str) -> None:
         offset = control_t.fields[name][1]  # type: ignore[index]

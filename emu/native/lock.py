@@ -35,7 +35,7 @@ _SLOT_MASK = (1 << SLOT_BITS) - 1
 _GENERATION_MASK = (1 << 16) - 1
 WAITERS = 1 << 30
 _SPINS = 100
-_SLEEP_NS = 20_000_000
+_SLEEP_NS = 50_000_000
 
 
 def owner_word(slot: int, generation: int) -> int:

@@ -1,0 +1,35 @@
+"""The same machine interpreted: every scheme runs as plain Python, in processes and in threads, and its books balance."""
+
+import pytest
+
+from emu.native.atomics import interpreted
+from tests.machine.machines import DOMAINS, run
+
+pytestmark = pytest.mark.interpreted
+
+PAIRS = 60 if interpreted else 2000
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_small_machine_runs_whether_compiled_or_not(domain, engine):
+    queue = {"domain_fq_size": 8} if domain in ("DMA-FQ", "DMA-SQ") else {}
+    result = run(
+        domain,
+        machine_cpus=2,
+        machine_engine=engine,
+        machine_ops=PAIRS,
+        workload_queue_depth=2,
+        domain_aperture_mb=64,
+        domain_iova_ranges=4096,
+        **queue,
+    ).run
+    assert result["ops"] >= PAIRS
+    assert result["violations"] == 0
+    assert result["conservation"]["holds"], result["conservation"]
+
+
+def test_the_machine_serves_itself_inline_whether_compiled_or_not():
+    result = run("DMA", machine_cpus=2, machine_ops=PAIRS, hypervisor_service="inline", domain_aperture_mb=64).run
+    assert result["conservation"]["holds"]
+    assert result["hypervisor"]["requests"] == result["maps"] + result["unmaps"]
