@@ -48,7 +48,11 @@ class MachineConfig(_Section):
     )
     engine: Literal["processes", "threads"] = Field("processes", description="what a CPU is")
     seconds: float = Field(1.5, gt=0, le=86_400, description="run time of each domain, in s")
-    ops: int | None = Field(None, ge=1, description="map+unmap pairs over all CPUs; replaces `seconds`")
+    ops: int | None = Field(
+        None,
+        ge=1,
+        description="map+unmap pairs over all CPUs, rounded up to the same number for each; replaces `seconds`",
+    )
     seed: int = Field(1, ge=0, lt=2**63, description="of everything random")
     hz: Literal[100, 250, 300, 1000] = Field(250, description="timer ticks a second")
     pin: bool = Field(True, description="bind CPUs to cores when there are enough")

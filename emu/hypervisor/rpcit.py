@@ -73,6 +73,6 @@ def _wait_until_served(cpu: Any, hv: Any, request: Any) -> int:
         state = cmpxchg(request, "state", REQUEST_POSTED, REQUEST_POSTED | REQUEST_WAITERS)
         if state == REQUEST_DONE:
             return RPCIT_OK
-        futex_wait(address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)
-        if read_once(request, "state") != REQUEST_DONE and read_once(deref(int64_t, cpu.abort), "value"):
+        if read_once(deref(int64_t, cpu.abort), "value"):
             return RPCIT_NOT_SERVED
+        futex_wait(address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)

@@ -146,7 +146,9 @@ def run_program(cpu: Any) -> None:
     control = deref(control_t, cpu.control)
     origin_ns = now_ns(cpu)
     i = 0
-    while not read_once(control, "stop") and cpu.ctrs.unmaps + cpu.ctrs.map_failures < cpu.pair_limit:
+    # Pairs are counted by their unmap, done or not: CPUs that wait for each other all stop at the same place.
+    pairs = 0
+    while pairs < cpu.pair_limit and not read_once(control, "stop"):
         if i == cpu.op_count:
             if cpu.loop_start == cpu.op_count:
                 break
@@ -165,6 +167,7 @@ def run_program(cpu: Any) -> None:
             if not _in_state(slot, False) and not _wait_for_slot(cpu, slot, False):
                 break
             _unmap(cpu, domain, slot)
+            pairs += 1
         elif not _do_other(cpu, op):
             break
     cpu.ops_done = i

@@ -155,6 +155,7 @@ class ProcessCrew:
             member.handle.kill()
         while self._members:
             self.ended(1.0)
+        gc.unfreeze()
         return left
 
 

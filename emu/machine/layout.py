@@ -325,5 +325,5 @@ class Layout:
                 )
                 cpu.events = self.segment.address("event_rings", number)
             if pairs is not None and program.repeats:
-                cpu.pair_limit = pairs // self.cpus + (number < pairs % self.cpus)
+                cpu.pair_limit = -(-pairs // self.cpus)
             start += len(program.ops)
