@@ -37,7 +37,7 @@ app.command(
 app.command(
     replay,
     usage="Usage: emu replay CAPTURE [OPTIONS]",
-    help_epilogue="Example: emu replay nvme.trace.gz --domain DMA-SQ",
+    help_epilogue="Example: emu replay s390x-lazy-nvme --domain DMA-SQ",
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 

@@ -30,7 +30,12 @@ _CACHING_MODE = "batching disallowed due to virtualization"
 
 def replay(
     capture_file: Annotated[
-        Path, Parameter(name="CAPTURE", help="Trace of iommu:map and iommu:unmap in ftrace's text form, plain or .gz.")
+        Path,
+        Parameter(
+            name="CAPTURE",
+            help="Trace of iommu:map and iommu:unmap in ftrace's text form, plain or .gz; or the name of a capture of "
+            "the package, s390x-lazy-nvme or s390x-strict-nvme.",
+        ),
     ],
     /,
     *,
@@ -50,9 +55,11 @@ def replay(
     from emu.capture.counters import read_counters
     from emu.capture.events import CaptureError
     from emu.capture.ftrace import read_capture
+    from emu.capture.shipped import find_capture
     from emu.report.progress import ProgressBars
 
     try:
+        capture_file = find_capture(capture_file)
         kernel = read_counters(capture_file)
         # Wrong options are told before a long trace is read.
         _configured(typed, kernel, capture_file)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from emu.capture.shipped import shipped_captures
 from emu.config import DEFAULT_DOMAINS
 
 REPOSITORY = Path(__file__).parents[2]
