@@ -156,6 +156,7 @@ class History:
         pfns = []
         for _ in range(count):
             pfns.append(self.map(pages, cpu))
+            assert pfns[-1], "no address left"
             self.unmap(pfns[-1], pages, cpu)
         return pfns
 

@@ -32,11 +32,11 @@ DEFAULTS = [("DMA-FQ", 256), ("DMA-SQ", 32768)]
 
 
 def single(size=8, **options):
-    return History("DMA-SQ", fq_size=size, aperture_mb=64, **options)
+    return History("DMA-SQ", fq_size=size, aperture_mb=max(size // 128, 16), **options)
 
 
 def percpu(size=8, cpus=2, **options):
-    return History("DMA-FQ", fq_size=size, cpus=cpus, aperture_mb=64, **options)
+    return History("DMA-FQ", fq_size=size, cpus=cpus, aperture_mb=16, **options)
 
 
 def mapped(history, count, cpu=0):

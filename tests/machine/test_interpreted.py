@@ -1,4 +1,4 @@
-"""The same machine interpreted: every scheme runs as plain Python, in processes and in threads, and its books balance."""
+"""The same machine interpreted: every scheme runs as plain Python, in processes and threads, and its books balance."""
 
 import pytest
 
