@@ -107,6 +107,7 @@ class HypervisorConfig(_Section):
     walk_ns: Nanoseconds = Field(description="cost for each inspected entry")
     change_ns: Nanoseconds = Field(description="cost for each changed entry")
     absent_entries: Literal["skip", "count"] = Field(description="whether entries of absent tables are inspected")
+    mapping_limit: int = Field(0, ge=0, le=1 << 40, description="most pages the host can hold mapped; 0 for no limit")
     servers: int = Field(1, ge=1, le=64, description="how many requests are served at a time")
     service: Literal["process", "inline"] = Field("process", description="who serves: a process, or the trapping CPU")
 

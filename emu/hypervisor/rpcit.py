@@ -11,18 +11,26 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.service import serve_request
-from emu.hypervisor.state import REQUEST_DONE, REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t
+from emu.hypervisor.state import (
+    REQUEST_DONE,
+    REQUEST_POSTED,
+    REQUEST_WAITERS,
+    RPCIT_INSUFFICIENT_RESOURCES,
+    hypervisor_t,
+    request_t,
+)
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
 from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
 from emu.native.futex import futex_wait, futex_wake
-from emu.native.lock import spin_lock_polling, spin_unlock
+from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns
 
-RPCIT_OK = 0
 RPCIT_NOT_SERVED = -5
 """The machine is being stopped and its hypervisor may be dead (-EIO)."""
+
+__all__ = ["RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "rpcit"]
 
 _SLEEP_NS = 200_000_000
 
@@ -32,7 +40,7 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     """Have the hypervisor look at a range of the guest's table.
 
     Returns:
-        RPCIT_OK, or RPCIT_NOT_SERVED when the machine stops.
+        RPCIT_OK, RPCIT_INSUFFICIENT_RESOURCES, or RPCIT_NOT_SERVED when the machine stops.
     """
     hv = deref(hypervisor_t, cpu.hypervisor)
     request = deref(request_t, cpu.request)
@@ -44,7 +52,7 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
         spin_lock_polling(cpu, hv.lock)
         serve_request(cpu, hv, request)
         spin_unlock(cpu, hv.lock)
-        return RPCIT_OK
+        return request.status
     _post(cpu, hv, request)
     return _wait_until_served(cpu, hv, request)
 
@@ -54,7 +62,7 @@ def _post(cpu: Any, hv: Any, request: Any) -> None:
     write_once(request, "state", REQUEST_POSTED)
     ticket = fetch_add(hv, "tail", 1)
     # Release: the request is written before its slot can be found. Pairs with the acquire in take_request().
-    smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", cpu.slot + 1)
+    smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", ticket << SLOT_BITS | (cpu.slot + 1))
     # Either this CPU sees a sleeping server or the server sees the request: pairs with smp_mb() in the server's sleep.
     smp_mb()
     if read_once(hv, "sleepers"):
@@ -72,7 +80,7 @@ def _wait_until_served(cpu: Any, hv: Any, request: Any) -> int:
     while True:
         state = cmpxchg(request, "state", REQUEST_POSTED, REQUEST_POSTED | REQUEST_WAITERS)
         if state == REQUEST_DONE:
-            return RPCIT_OK
+            return request.status
         if read_once(deref(int64_t, cpu.abort), "value"):
             return RPCIT_NOT_SERVED
         futex_wait(address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)

@@ -6,26 +6,28 @@ from typing import Any
 
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import REQUEST_DONE, REQUEST_WAITERS, hypervisor_t, request_t, server_t
-from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, write_once, xchg
+from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, xchg
 from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
 from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.lock import SLOT_BITS
 from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns
 
 _SLEEP_NS = 20_000_000
+_SLOT_MASK = (1 << SLOT_BITS) - 1
 
 
 @inline
 def take_request(hv: Any) -> int:
     """The slot whose request is first in the queue, plus 1; 0 when there is none."""
     head = read_once(hv, "head")
-    place = element(int64_t, hv.ring, head & hv.ring_mask)
     # Acquire: pairs with the release in rpcit's _post().
-    slot = smp_load_acquire(place, "value")
-    if slot == 0 or cmpxchg(hv, "head", head, head + 1) != head:
+    posted = smp_load_acquire(element(int64_t, hv.ring, head & hv.ring_mask), "value")
+    slot = posted & _SLOT_MASK
+    # What was taken stays in its place, under its old ticket: a server that is slow to go on cannot harm a later one.
+    if slot == 0 or posted >> SLOT_BITS != head or cmpxchg(hv, "head", head, head + 1) != head:
         return 0
-    write_once(place, "value", 0)
     return slot
 
 

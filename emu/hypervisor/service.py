@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.hypervisor.state import server_t
+from emu.hypervisor.state import RPCIT_INSUFFICIENT_RESOURCES, RPCIT_OK, server_t
 from emu.iommu.io_pgtable import (
     ZPCI_PT_ENTRIES,
     calc_px,
     dma_walk_cpu_trans,
     io_pgtable,
     page_table_of,
+    pte_valid,
     segment_table_of,
 )
-from emu.native.atomics import int64_t, read_once, write_once
+from emu.native.atomics import fetch_add, int64_t, read_once, write_once
 from emu.native.compile import inline, jit, slow
 from emu.native.histogram import record_value
 from emu.native.record import deref, element
@@ -27,9 +28,30 @@ _PAGES_PER_SEGMENT_TABLE = 1 << 19
 _STEP_NS = 20_000_000
 
 
+@inline
+def _pin(hv: Any) -> bool:
+    """Make room for another mapping in the host; False when it can hold no more."""
+    if fetch_add(hv, "mapped", 1) < hv.mapping_limit:
+        return True
+    fetch_add(hv, "mapped", -1)
+    return False
+
+
+@inline
+def _shadow_entry(hv: Any, entry: Any, pte: int) -> bool:
+    """Bring one differing entry up to date; False when the host has no room for it."""
+    was_mapped = pte_valid(entry.value)
+    if pte_valid(pte) and not was_mapped and not _pin(hv):
+        return False
+    if was_mapped and not pte_valid(pte):
+        fetch_add(hv, "mapped", -1)
+    write_once(entry, "value", pte)
+    return True
+
+
 @jit
 def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
-    """Compare one page table's entries with the shadow's and copy what differs. Returns how many did."""
+    """Compare one page table's entries with the shadow's and copy what differs. Returns how many were copied."""
     shadow = dma_walk_cpu_trans(hv.shadow, server.spares, pfn)
     if shadow == 0:
         return 0
@@ -38,14 +60,21 @@ def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int
         pte = read_once(element(int64_t, guest, px), "value")
         entry = element(int64_t, shadow, px)
         if entry.value != pte:
-            write_once(entry, "value", pte)
-            changed += 1
+            if _shadow_entry(hv, entry, pte):
+                changed += 1
+            else:
+                server.refused += 1
     return changed
 
 
 @slow
 def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
-    """Bring the shadow of a range up to date, skipping absent tables. Returns inspected << 32 | changed."""
+    """Bring the shadow of a range up to date, skipping absent tables.
+
+    Returns:
+        inspected << 32 | changed; what the host had no room for is in `server.refused`.
+    """
+    server.refused = 0
     pgtable = deref(io_pgtable, hv.guest_table)
     inspected = changed = 0
     pfn = start_pfn
@@ -90,8 +119,14 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
     _note_waiting(server, request, free_at_ns, started_ns)
+    passes = 1
     counts = _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
-    walked = request.pages if hv.absent_counts else counts >> 32
+    if server.refused and (counts & 0xFFFFFFFF):
+        # The first pass may have dropped what stood behind the entries it refused.
+        counts += _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+        passes = 2
+    request.status = RPCIT_INSUFFICIENT_RESOURCES if server.refused else RPCIT_OK
+    walked = passes * request.pages if hv.absent_counts else counts >> 32
     changed = counts & 0xFFFFFFFF
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
     _spend(cpu, started_ns + emulated_ns)

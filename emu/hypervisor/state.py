@@ -9,19 +9,32 @@ from emu.native.record import struct
 REQUEST_IDLE, REQUEST_POSTED, REQUEST_DONE = 0, 1, 2
 REQUEST_WAITERS = 4
 
+RPCIT_OK = 0
+RPCIT_INSUFFICIENT_RESOURCES = 16
+"""Status of a request (ZPCI_RPCIT_ST_*): the host cannot pin or track another mapping."""
+
 request_t = struct(
-    lines=("state",), state="i4", is_global="i4", start_pfn="i8", pages="i8", posted_ns="i8", started_ns="i8"
+    lines=("state",),
+    state="i4",
+    is_global="i4",
+    status="i4",
+    start_pfn="i8",
+    pages="i8",
+    posted_ns="i8",
+    started_ns="i8",
 )
 """One for each process that can trap; it has at most one request under way."""
 
 hypervisor_t = struct(
-    lines=("lock", "tail", "head", "doorbell", "intercept_ns"),
+    lines=("lock", "tail", "head", "doorbell", "mapped", "intercept_ns"),
     lock=spinlock_t,
     tail="i8",
     head="i8",
     doorbell="i4",
     sleepers="i4",
+    mapped="i8",
     intercept_ns="i8",
+    mapping_limit="i8",
     walk_ps="i8",
     change_ps="i8",
     absent_counts="i8",
@@ -36,8 +49,9 @@ hypervisor_t = struct(
     shadow=io_pgtable,
     free_at_ns="i8",
 )
-"""`walk_ps` and `change_ps` in ps for each entry; `absent_counts`: entries of absent tables count as inspected;
-`shadows`: there is a shadow table to update; `free_at_ns`: when the server served last became free (inline service)."""
+"""`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `walk_ps` and `change_ps` in ps for
+each entry; `absent_counts`: entries of absent tables count as inspected; `shadows`: there is a shadow table to update;
+`free_at_ns`: when the server served last became free (inline service)."""
 
 server_t = struct(
     lines=("requests",),
@@ -47,6 +61,7 @@ server_t = struct(
     emulated_ns="i8",
     walked="i8",
     changed="i8",
+    refused="i8",
     total_wait_ns="i8",
     max_wait_ns="i8",
     total_schedule_ns="i8",
@@ -58,6 +73,9 @@ server_t = struct(
     schedule_histogram="i8",
     spares=table_spares,
 )
-"""What one server, or one CPU that serves itself, has done. `wait` is the time in the emulated queue, until a server
-was free; `schedule` the time this machine took to get the server running after that; `queued` the requests found
-waiting."""
+"""What one server, or one CPU that serves itself, has done.
+
+`wait` is the time in the emulated queue, until a server was free; `schedule` the time this machine took to get the
+server running after that; `queued` the requests found waiting; `refused` the entries of the latest request that the
+host had no room for.
+"""

@@ -20,7 +20,7 @@ from emu.iommu.s390_iommu import (
 )
 from emu.iommu.s390_legacy import s390_dma_map, s390_dma_unmap
 from emu.native.atomics import read_once
-from emu.native.compile import inline, jit
+from emu.native.compile import inline, jit, slow
 from emu.native.time import now_ticks
 
 DMA_MAPPING_ERROR = 0
@@ -45,8 +45,18 @@ def _iommu_dma_map(cpu: Any, domain: Any, phys_pfn: int, pages: int, segments: i
     if not iommu_map_sg(cpu, domain.s390, pfn, phys_pfn, pages, segments, nents):
         free_iova_fast(cpu, domain.cookie.iovad, pfn, pages)
         return DMA_MAPPING_ERROR
-    s390_iommu_iotlb_sync_map(cpu, domain.s390, pfn, pages)
+    if not s390_iommu_iotlb_sync_map(cpu, domain.s390, pfn, pages):
+        _undo_map(cpu, domain, pfn, pages)
+        return DMA_MAPPING_ERROR
     return pfn
+
+
+@slow
+def _undo_map(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
+    """Take back a mapping that the host has refused; nobody has used its addresses."""
+    s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
+    s390_iommu_iotlb_sync(cpu, domain.s390, pfn, pages)
+    free_iova_fast(cpu, domain.cookie.iovad, pfn, pages)
 
 
 @jit

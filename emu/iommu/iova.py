@@ -27,13 +27,21 @@ DMA_32BIT_PFN = 1 << 20
 iova_t = struct(node=rb_node, pfn_lo="i8", pfn_hi="i8")
 """One allocated range, both ends included."""
 
-iova_magazine = struct(count="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
+iova_magazine = struct(lines=("count",), count="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
+"""On lines of its own: neighbours belong to different CPUs."""
 
 iova_cpu_rcache = struct(lines=("lock",), lock=spinlock_t, loaded="i8", prev="i8")
 
 iova_rcache = struct(
-    lines=("lock",), lock=spinlock_t, depot_size="i8", depot="i8", cpu_rcaches="i8", work=timer_t, iovad="i8"
+    lines=("lock", "cpu_rcaches"),
+    lock=spinlock_t,
+    depot_size="i8",
+    depot="i8",
+    work=timer_t,
+    cpu_rcaches="i8",
+    iovad="i8",
 )
+"""`cpu_rcaches` is read by every CPU at every call, and lies apart from the depot, which is written."""
 
 iova_domain = struct(
     lines=("iova_rbtree_lock", "magazine_lock", "start_pfn"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.hypervisor.rpcit import rpcit
+from emu.hypervisor.rpcit import RPCIT_INSUFFICIENT_RESOURCES, rpcit
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
 from emu.native.compile import inline, jit, slow
 from emu.native.record import element, struct
@@ -91,9 +91,26 @@ def s390_iommu_iotlb_sync(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> i
 
 
 @inline
-def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
-    """RPCIT of a range just mapped, where the hypervisor shadows the table."""
+def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> bool:
+    """RPCIT of a range just mapped, where the hypervisor shadows the table; False when the host has no room for it."""
     if not domain.tlb_refresh:
-        return 0
+        return True
+    if refresh_mapped(cpu, iova_pfn, pages):
+        return True
+    # Lets the hypervisor discover invalidated entries and drop them; it sees the new ones at the same time.
+    return refresh_for_resources(cpu, domain)
+
+
+@inline
+def refresh_mapped(cpu: Any, iova_pfn: int, pages: int) -> bool:
+    """Range RPCIT after a map; False when the host is out of resources."""
     cpu.ctrs.sync_map_rpcits += 1
-    return rpcit(cpu, iova_pfn, pages, False)
+    return rpcit(cpu, iova_pfn, pages, False) != RPCIT_INSUFFICIENT_RESOURCES
+
+
+@slow
+def refresh_for_resources(cpu: Any, domain: Any) -> bool:
+    """Global RPCIT to make room in the host, which the kernel does not count among its Global RPCITs."""
+    cpu.ctrs.flushes_no_resources += 1
+    status = rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    return status != RPCIT_INSUFFICIENT_RESOURCES

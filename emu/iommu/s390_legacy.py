@@ -12,9 +12,10 @@ from typing import Any
 from emu.iommu.exposure import close_window
 from emu.iommu.s390_iommu import (
     iommu_map_sg,
+    refresh_for_resources,
+    refresh_mapped,
     s390_iommu_flush_iotlb_all,
     s390_iommu_iotlb_sync,
-    s390_iommu_iotlb_sync_map,
     s390_iommu_unmap_pages,
 )
 from emu.native.bitmap import (
@@ -52,7 +53,9 @@ zpci_dma = struct(
 
 @jit
 def _area_alloc(zdev: Any, start: int, pages: int) -> int:
-    offset = find_next_zero_area(zdev.iommu_bitmap, zdev.iommu_pages, start, pages, _BOUNDARY_PAGES)
+    offset = find_next_zero_area(
+        zdev.iommu_bitmap, zdev.iommu_pages, start, pages, _BOUNDARY_PAGES, zdev.start_pfn
+    )
     if offset >= 0:
         bitmap_set(zdev.iommu_bitmap, offset, pages)
     return offset
@@ -99,16 +102,17 @@ def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
 
 
 @slow
-def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int) -> None:
+def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> None:
+    """Give addresses back, at once or after the next wrap-around; `iovas` is 0 for a map that was undone."""
     offset = pfn - zdev.start_pfn
     spin_lock(cpu, zdev.iommu_bitmap_lock)
     if zdev.strict:
         bitmap_clear(zdev.iommu_bitmap, offset, pages)
-        cpu.ctrs.reclaimed += 1
+        cpu.ctrs.reclaimed += iovas
     else:
         bitmap_set(zdev.lazy_bitmap, offset, pages)
         zdev.lazy_pages += pages
-        zdev.lazy_iovas += 1
+        zdev.lazy_iovas += iovas
         unmapped_at = now_ticks(cpu)
         for page in range(offset, offset + pages):
             element(int64_t, zdev.unmapped_at, page).value = unmapped_at
@@ -124,15 +128,30 @@ def _check(cpu: Any, zdev: Any, pfn: int, pages: int, taking: bool) -> None:
 
 
 @slow
+def _make_room(cpu: Any, domain: Any, zdev: Any) -> bool:
+    """The host is out of resources: lazily, a global flush lets it drop what was unmapped, and makes that usable."""
+    if zdev.strict or not refresh_for_resources(cpu, domain):
+        return False
+    spin_lock(cpu, zdev.iommu_bitmap_lock)
+    _close_windows_locked(cpu, zdev)
+    reclaim_lazy_locked(cpu, zdev)
+    spin_unlock(cpu, zdev.iommu_bitmap_lock)
+    return True
+
+
+@slow
 def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, segments: int, nents: int) -> int:
     """Map a range, or a scatter-gather list into one range; arguments as dma_map(). Returns the pfn, or 0."""
     pfn = _dma_alloc_address(cpu, domain, zdev, pages)
     if pfn == 0:
         return 0
     if not iommu_map_sg(cpu, domain, pfn, phys_pfn, pages, segments, nents):
-        _dma_free_address(cpu, zdev, pfn, pages)
+        _dma_free_address(cpu, zdev, pfn, pages, 0)
         return 0
-    s390_iommu_iotlb_sync_map(cpu, domain, pfn, pages)
+    if domain.tlb_refresh and not refresh_mapped(cpu, pfn, pages) and not _make_room(cpu, domain, zdev):
+        s390_iommu_unmap_pages(cpu, domain, pfn, pages)
+        _dma_free_address(cpu, zdev, pfn, pages, 0)
+        return 0
     if zdev.allocated:
         _check(cpu, zdev, pfn, pages, True)
     return pfn
@@ -148,4 +167,4 @@ def s390_dma_unmap(cpu: Any, domain: Any, zdev: Any, pfn: int, pages: int) -> No
         close_window(cpu, since, now_ticks(cpu), pages)
     if zdev.allocated:
         _check(cpu, zdev, pfn, pages, False)
-    _dma_free_address(cpu, zdev, pfn, pages)
+    _dma_free_address(cpu, zdev, pfn, pages, 1)

@@ -223,6 +223,7 @@ class Layout:
         hv.change_ps = round(model.change_ns * 1000)
         hv.absent_counts = model.absent_entries == "count"
         hv.shadows = model.shadows
+        hv.mapping_limit = model.mapping_limit or _UNLIMITED
         hv.is_inline = model.service == "inline"
         hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0
         hv.guest_spins = _GUEST_SPINS if self.spare_cores > 0 else 0

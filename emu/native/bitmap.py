@@ -82,15 +82,19 @@ def find_next_bit(bitmap: int, size: int, start: int) -> int:
 
 
 @slow
-def find_next_zero_area(bitmap: int, size: int, start: int, count: int, boundary: int) -> int:
-    """First run of `count` clear bits at or above `start` that does not cross a multiple of `boundary`; -1 if none."""
+def find_next_zero_area(bitmap: int, size: int, start: int, count: int, boundary: int, shift: int = 0) -> int:
+    """First run of `count` clear bits at or above `start`; with `shift` added it crosses no multiple of `boundary`.
+
+    Returns:
+        Its first bit, or -1 if there is none.
+    """
     while True:
         index = _find_next(bitmap, size, start, _ALL)
         end = index + count
         if end > size:
             return -1
-        if (index & (boundary - 1)) + count > boundary:
-            start = (index + boundary - 1) & -boundary
+        if ((shift + index) & (boundary - 1)) + count > boundary:
+            start = ((shift + index + boundary - 1) & -boundary) - shift
             continue
         taken = _find_next(bitmap, end, index, 0)
         if taken >= end:
