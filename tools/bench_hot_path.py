@@ -637,6 +637,7 @@ def measure_scaling(repetitions: int, seconds: float) -> dict[str, Any]:
     return {
         "two_over_one": ratio,
         "one_cpu_ns_per_pair": round(1e9 / median(run.pairs_per_s for run in one), 1),
+        "tried": len(taken),
         "disturbed": len(taken) - len(counted),
         "limit": LEAST_SCALING,
         "passed": ratio["median"] >= LEAST_SCALING if judged else None,
@@ -768,16 +769,15 @@ def _report_machines(scaling: dict[str, Any], startup: dict[str, Any], memory: d
     if "skipped" in scaling:
         yield f"scaling  skipped: {scaling['skipped']}"
     else:
-        ratio = scaling["two_over_one"]
+        ratio, verdict = scaling["two_over_one"], _verdict(scaling["passed"]) or "not judged"
         yield (
             f"scaling  2 CPUs over 1: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}, "
-            f"{ratio['repetitions']} repetitions), limit {LEAST_SCALING} {_verdict(scaling['passed']) or 'not judged'}; "
+            f"{ratio['repetitions']} repetitions), limit {LEAST_SCALING} {verdict}; "
             f"one CPU alone: {scaling['one_cpu_ns_per_pair']:.0f} ns a pair"
         )
         if scaling["disturbed"]:
-            yield (
-                f"         other programs used more than {MOST_OTHERS} of a core in {scaling['disturbed']} more repetitions"
-            )
+            of = f"{scaling['disturbed']} of {scaling['tried']} repetitions"
+            yield f"         in {of} other programs took more than {MOST_OTHERS} of a core"
     yield (
         f"startup  2 CPUs: {startup['two_cpus_s']:.2f} s, limit {MOST_START_S}; "
         f"{startup['many_cpus']} CPUs: {startup['many_cpus_extra_s']:.2f} s more, limit {MOST_EXTRA_START_S} "

@@ -21,6 +21,7 @@ from emu.iommu.io_pgtable import (
 from emu.native.atomics import fetch_add, int64_t, read_once, write_once
 from emu.native.compile import inline, jit, slow
 from emu.native.histogram import record_value
+from emu.native.lock import spin_lock, spin_unlock
 from emu.native.record import deref, element
 from emu.native.time import now_ns, spend_until
 
@@ -120,11 +121,16 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
     _note_waiting(server, request, free_at_ns, started_ns)
     passes = 1
+    # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
+    if hv.servers > 1:
+        spin_lock(cpu, hv.lock)
     counts = _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
     if server.refused and (counts & 0xFFFFFFFF):
         # The first pass may have dropped what stood behind the entries it refused.
         counts += _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
         passes = 2
+    if hv.servers > 1:
+        spin_unlock(cpu, hv.lock)
     request.status = RPCIT_INSUFFICIENT_RESOURCES if server.refused else RPCIT_OK
     walked = passes * request.pages if hv.absent_counts else counts >> 32
     changed = counts & 0xFFFFFFFF

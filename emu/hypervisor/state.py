@@ -40,6 +40,7 @@ hypervisor_t = struct(
     absent_counts="i8",
     shadows="i8",
     is_inline="i8",
+    servers="i8",
     poll_ns="i8",
     guest_spins="i8",
     ring="i8",
@@ -51,6 +52,7 @@ hypervisor_t = struct(
 )
 """`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `walk_ps` and `change_ps` in ps for
 each entry; `absent_counts`: entries of absent tables count as inspected; `shadows`: there is a shadow table to update;
+`servers`: processes that serve, 0 when inline; `lock`: held to serve inline, and by one of several servers to walk;
 `free_at_ns`: when the server served last became free (inline service)."""
 
 server_t = struct(

@@ -194,8 +194,10 @@ class Layout:
         allocated = at("allocated") if self.config.machine.check else 0
         if self.type in (S390_STRICT, S390_LAZY):
             zdev = domain.zdev
-            zdev.iommu_pages = min(self.aperture_pages, self._dma_limit_pfn() - self.aperture_start_pfn + 1)
-            zdev.start_pfn = self.aperture_start_pfn
+            # Page 0 is never handed out, as 0 says that a map failed.
+            zdev.start_pfn = max(self.aperture_start_pfn, 1)
+            last_pfn = min(self._dma_limit_pfn(), self.aperture_start_pfn + self.aperture_pages - 1)
+            zdev.iommu_pages = last_pfn - zdev.start_pfn + 1
             zdev.iommu_bitmap = at("iommu_bitmap")
             zdev.lazy_bitmap = at("lazy_bitmap")
             zdev.unmapped_at = at("unmapped_at")
@@ -225,6 +227,7 @@ class Layout:
         hv.shadows = model.shadows
         hv.mapping_limit = model.mapping_limit or _UNLIMITED
         hv.is_inline = model.service == "inline"
+        hv.servers = self.servers
         hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0
         hv.guest_spins = _GUEST_SPINS if self.spare_cores > 0 else 0
         hv.ring = at("request_ring")

@@ -1,0 +1,271 @@
+"""Requests wait in FIFO order for k servers, which are processes; what they wait for is told apart."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from emu.hypervisor.server import take_request
+from emu.hypervisor.state import REQUEST_DONE, hypervisor_t
+from emu.machine.context import cpu_t
+from emu.machine.hypervisor import hypervisor_main
+from emu.native.compile import compile_entries, entry
+from emu.native.record import deref
+from tests.hypervisor.harness import counted, entries, served, stopped_machine, valid
+from tests.iommu.harness import RPCIT, History, history_call
+from tests.native.harness import eventually
+
+MS = 1e6
+
+
+@entry
+def take(context):
+    return take_request(deref(hypervisor_t, deref(cpu_t, context).hypervisor))
+
+
+class Guest:
+    """CPUs that trap, each in a thread of its own, and no server until it is asked for."""
+
+    def __init__(self, cpus, servers=1, **hypervisor):
+        compile_entries([take, hypervisor_main])
+        options = {"service": "process", "servers": servers, **hypervisor}
+        self.history = History("DMA", cpus=cpus, aperture_mb=16, hypervisor=options)
+        self.layout = self.history.layout
+        self.hv = self.history.hypervisor
+        self.hv.guest_spins = self.hv.poll_ns = 0
+        self.served_order = []
+        self._threads = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        control = self.layout.segment["control"][0]
+        control.abort = control.timer_retired = 1
+        for thread in self._threads:
+            thread.join(5)
+        self.history.close()
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def _start(self, run):
+        self._threads.append(threading.Thread(target=run, daemon=True))
+        self._threads[-1].start()
+
+    def trap(self, cpu):
+        """CPU `cpu` executes RPCIT; returns when its request is queued."""
+        before = int(self.hv.tail)
+
+        def run():
+            status = history_call(self.layout.segment.address("contexts", cpu), cpu, RPCIT, 1 << 20, 1, 0)
+            self.served_order.append((cpu, status))
+
+        self._start(run)
+        assert eventually(lambda: self.hv.tail > before)
+        time.sleep(0.002)
+
+    def serve(self):
+        """Start the servers."""
+        self.layout.segment["control"][0].go = 1
+        for slot in range(self.layout.first_server, self.layout.supervisor):
+            self._start(lambda slot=slot: hypervisor_main(self.layout.segment.address("contexts", slot)))
+
+    def server(self, number):
+        return self.layout.segment["servers"][self.layout.first_server + number]
+
+
+# The queue.
+
+
+@pytest.mark.interpreted
+def test_requests_are_served_in_the_order_in_which_they_came():
+    with Guest(4, intercept_ns=10 * MS) as guest:
+        for cpu in (2, 0, 3, 1):
+            guest.trap(cpu)
+        guest.serve()
+        assert eventually(lambda: len(guest.served_order) == 4)
+        assert guest.served_order == [(2, 0), (0, 0), (3, 0), (1, 0)]
+
+
+@pytest.mark.interpreted
+def test_a_request_is_taken_once_and_an_empty_queue_gives_none():
+    with Guest(2) as guest:
+        context = guest.layout.segment.address("contexts", guest.layout.first_server)
+        assert take(context) == 0
+        guest.trap(1)
+        assert take(context) == 2
+        assert take(context) == 0
+
+
+@pytest.mark.interpreted
+def test_places_in_the_queue_are_used_again_and_again():
+    with Guest(1) as guest:
+        context = guest.layout.segment.address("contexts", guest.layout.first_server)
+        request = guest.layout.segment["requests"][0]
+        for _ in range(2 * guest.layout.ring_size + 3):
+            guest.trap(0)
+            assert take(context) == 1
+            assert take(context) == 0
+            request.state = REQUEST_DONE
+
+
+@pytest.mark.interpreted
+def test_two_servers_take_two_requests_at_once():
+    with Guest(2, servers=2, intercept_ns=60 * MS) as guest:
+        guest.trap(0)
+        guest.trap(1)
+        started = time.monotonic()
+        guest.serve()
+        assert eventually(lambda: len(guest.served_order) == 2)
+        assert time.monotonic() - started < 0.110
+        assert [int(guest.server(i).requests) for i in range(2)] == [1, 1]
+
+
+@pytest.mark.interpreted
+def test_requests_found_waiting_are_counted():
+    with Guest(3) as guest:
+        for cpu in range(3):
+            guest.trap(cpu)
+        guest.serve()
+        assert eventually(lambda: len(guest.served_order) == 3)
+        assert (guest.server(0).total_queued, guest.server(0).max_queued) == (2 + 1 + 0, 2)
+
+
+@pytest.mark.interpreted
+def test_what_is_posted_before_the_machine_retires_is_served():
+    with Guest(2) as guest:
+        guest.trap(0)
+        guest.trap(1)
+        guest.layout.segment["control"][0].timer_retired = 1
+        guest.serve()
+        assert eventually(lambda: len(guest.served_order) == 2)
+        assert {status for _, status in guest.served_order} == {0}
+
+
+@pytest.mark.interpreted
+def test_without_a_server_a_cpu_is_released_when_the_machine_is_stopped():
+    with Guest(1) as guest:
+        guest.trap(0)
+        guest.layout.segment["control"][0].abort = 1
+        assert eventually(lambda: guest.served_order == [(0, -5)])
+
+
+# Waiting for a server, and waiting for this machine to run it.
+
+
+@pytest.mark.interpreted
+def test_the_second_request_waits_for_the_first_and_the_first_for_nobody():
+    with Guest(2, intercept_ns=30 * MS) as guest:
+        guest.serve()
+        time.sleep(0.05)
+        guest.trap(0)
+        assert guest.server(0).total_wait_ns == 0
+        guest.trap(1)
+        assert eventually(lambda: len(guest.served_order) == 2)
+        assert 0 < guest.server(0).total_wait_ns <= 30 * MS
+        assert guest.server(0).max_wait_ns == guest.server(0).total_wait_ns
+
+
+def test_one_cpu_never_waits_in_the_emulated_queue():
+    with stopped_machine(cpus=1, pairs=300) as (machine, layout):
+        assert machine.died is None
+        assert served(layout, "requests") == 600
+        assert served(layout, "total_wait_ns") == 0
+        assert served(layout, "total_schedule_ns") > 0
+
+
+def test_cpus_wait_for_each_other_where_one_server_is_slow():
+    with stopped_machine(cpus=3, pairs=30, hypervisor={"intercept_ns": 1 * MS}) as (_, layout):
+        # Of three that want a server all the time, each waits for two others, less what they do besides.
+        assert served(layout, "total_wait_ns") > 30 * 2 * MS * 0.5
+        assert served(layout, "max_wait_ns") < 40 * MS
+
+
+def test_a_server_is_busy_for_at_least_what_it_emulates():
+    cost = {"intercept_ns": 0.2 * MS, "walk_ns": 1000.0, "change_ns": 1000.0}
+    with stopped_machine(cpus=2, pairs=50, hypervisor=cost) as (_, layout):
+        # Each pair: one page entered, one taken out.
+        assert served(layout, "emulated_ns") == 100 * (200_000 + 1000 + 1000)
+        assert served(layout, "busy_ns") >= served(layout, "emulated_ns")
+
+
+# Processes.
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_any_number_of_servers_serves_everything_exactly_once(servers):
+    with stopped_machine(cpus=3, pairs=3000, hypervisor={"servers": servers}) as (machine, layout):
+        assert machine.died is None
+        assert counted(layout, "unmaps") == 3000
+        assert served(layout, "requests") == 6000
+        assert served(layout, "changed") == 6000
+        hv = layout.segment["hypervisor"][0]
+        assert hv.head == hv.tail == 6000
+
+
+def test_two_servers_do_in_less_time_what_one_cannot():
+    emulated_ns = 60 * 2 * MS
+    took_ns = {}
+    for servers in (1, 2):
+        cost = {"intercept_ns": 2 * MS, "servers": servers}
+        with stopped_machine(cpus=2, pairs=30, hypervisor=cost) as (_, layout):
+            cpus = layout.segment["contexts"][: layout.cpus]
+            took_ns[servers] = int(cpus["stopped_ns"].max() - cpus["started_ns"].min())
+            assert served(layout, "emulated_ns") == emulated_ns
+    assert took_ns[1] >= emulated_ns
+    assert took_ns[2] < emulated_ns
+
+
+@pytest.mark.parametrize("domain", ["DMA-FQ", "DMA-SQ"])
+def test_servers_that_work_at_once_keep_one_shadow_table(domain):
+    options = {"fq_size": 8, "on_overrun": "wait"}
+    with stopped_machine(domain, cpus=4, pairs=6000, hypervisor={"servers": 3}, **options) as (machine, layout):
+        assert machine.died is None
+        assert layout.segment["hypervisor"][0].mapped == valid(layout, "shadow")
+        guest = layout.segment["domain"][0].s390.pgtable
+        assert valid(layout, "guest") == 0
+        assert guest.page_tables_used >= 1
+
+
+def test_at_the_end_of_a_strict_run_both_tables_are_empty():
+    with stopped_machine("DMA", cpus=3, pairs=1000, hypervisor={"servers": 2}) as (_, layout):
+        assert valid(layout, "guest") == valid(layout, "shadow") == 0
+        assert len(entries(layout, "shadow")) > 0
+
+
+COUNTERS = ["maps", "unmaps", "mapped_pages", "unmapped_pages", "global_rpcits", "sync_map_rpcits", "sync_rpcits"]
+
+
+@pytest.mark.parametrize(("domain", "options"), [("DMA", {}), ("DMA-SQ", {"fq_size": 64, "fq_timeout_ms": 6e5})])
+def test_who_serves_makes_no_difference_to_what_is_counted(domain, options):
+    totals = []
+    for service in ("inline", "process"):
+        hypervisor = {"service": service, "intercept_ns": 100.0}
+        with stopped_machine(domain, cpus=1, pairs=500, hypervisor=hypervisor, **options) as (_, layout):
+            figures = {name: counted(layout, name) for name in COUNTERS}
+            figures |= {name: served(layout, name) for name in ("requests", "walked", "changed", "emulated_ns")}
+            totals.append(figures)
+    assert totals[0] == totals[1]
+    assert totals[0]["requests"] > 500
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_killed_hypervisor_ends_the_machine_which_says_so(servers):
+    killed_at = []
+
+    def kill(_fraction):
+        if not killed_at and machine_members:
+            os.kill(int(machine_members[-1].pid), signal.SIGKILL)
+            killed_at.append(time.monotonic())
+
+    machine_members = []
+    hypervisor = {"intercept_ns": 0.2 * MS, "servers": servers}
+    with running_members(machine_members), stopped_machine(
+        cpus=2, pairs=10_000_000, hypervisor=hypervisor, on_progress=kill
+    ) as (machine, _):
+        assert killed_at
+        assert time.monotonic() - killed_at[0] < 2
+        name = "hypervisor" if servers == 1 else "hypervisor 1"
+        assert machine.died.startswith(f"{name} (pid ")
+        assert machine.died.endswith("was killed by SIGKILL")
