@@ -39,6 +39,7 @@ import argparse
 import ctypes
 import hashlib
 import json
+import mmap
 import multiprocessing
 import os
 import resource
@@ -50,7 +51,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -435,6 +436,14 @@ class Side(NamedTuple):
         return self.run(self.operations) / self.operations
 
 
+class Turn(NamedTuple):
+    """What an operation took, in ns, in neighbouring turns of the three."""
+
+    emu: float
+    c: float
+    naive: float
+
+
 @dataclass(slots=True)
 class Case:
     """One comparison.
@@ -443,7 +452,6 @@ class Case:
         name: as in the table.
         bench: the segment that both compiled sides work on.
         emu, c, naive: the loops.
-        turns: ns an operation of each turn: emu, c, naive.
     """
 
     name: str
@@ -451,7 +459,6 @@ class Case:
     emu: Side
     c: Side
     naive: Side
-    turns: list[tuple[float, float, float]] = field(default_factory=list)
 
     def compare_states(self) -> dict[str, Any]:
         """Run both sides from the same state; returns what they leave behind."""
@@ -467,32 +474,16 @@ class Case:
     def _change(self, before: dict[str, int]) -> dict[str, int]:
         return {name: value - before[name] for name, value in self.bench.counters().items()}
 
-    def take_turns(self, repetitions: int) -> None:
+    def take_turns(self, repetitions: int) -> Iterator[Turn]:
         """Time all three by turns; who is first of the two compiled ones alternates."""
         for side in (self.emu, self.c):
             side.turn()
         for repetition in range(repetitions):
             if repetition % 2:
-                c, emu = self.c.turn(), self.emu.turn()
+                c_ns, emu_ns = self.c.turn(), self.emu.turn()
             else:
-                emu, c = self.emu.turn(), self.c.turn()
-            self.turns.append((emu, c, self.naive.turn()))
-
-    def result(self) -> dict[str, Any]:
-        """Medians of the turns, and of the ratios of neighbours."""
-        emu, c, naive = zip(*self.turns, strict=True)
-        ratio = _ratios(emu, c)
-        limit = MOST_TIMES_C.get(self.name)
-        return {
-            "name": self.name,
-            "emu_ns": round(median(emu), 2),
-            "c_ns": round(median(c), 2),
-            "naive_ns": round(median(naive), 1),
-            "emu_over_c": ratio,
-            "naive_over_emu": _ratios(naive, emu),
-            "limit": limit,
-            "passed": None if limit is None else ratio["median"] <= limit,
-        }
+                emu_ns, c_ns = self.emu.turn(), self.c.turn()
+            yield Turn(emu_ns, c_ns, self.naive.turn())
 
 
 def _ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
@@ -555,30 +546,55 @@ def bound_to_one_core() -> Iterator[None]:
 
 
 def measure_cases(blocks: int, repetitions: int) -> list[dict[str, Any]]:
-    """Compare states, then time every case in `blocks` stretches of `repetitions`, spread over the time it takes.
+    """Compare states, then time every case in `blocks` stretches of `repetitions`.
+
+    Each stretch has segments at other addresses: where stack, code and data happen to lie in the caches can cost either
+    side a fifth, for as long as they lie there.
 
     Raises:
         Unavailable: when there is nothing to compare with.
         Disagreement: when the two sides do not do the same.
     """
+    states: dict[str, dict[str, Any]] = {}
+    turns: dict[str, list[Turn]] = {}
+    spacers = []
     with tempfile.TemporaryDirectory(prefix="emu-bench-") as folder, bound_to_one_core():
         library = build_reference(Path(folder))
-        cases = make_cases(library)
-        try:
-            states = {case.name: case.compare_states() for case in cases}
-            for _ in range(blocks):
+        for block in range(blocks):
+            spacers.append(mmap.mmap(-1, (block + 1) * 17 * mmap.PAGESIZE))
+            cases = make_cases(library)
+            try:
                 for case in cases:
-                    case.take_turns(repetitions)
-        finally:
-            for case in cases:
-                case.bench.segment.unlink()
+                    if case.name not in states:
+                        states[case.name] = case.compare_states()
+                    turns.setdefault(case.name, []).extend(case.take_turns(repetitions))
+            finally:
+                for case in cases:
+                    case.bench.segment.unlink()
     strayed = library.times_off_the_path()
     if strayed:
         raise Disagreement(f"the reference left the path it knows {strayed} times")
     different = [name for name, found in states.items() if not found["agree"] or found["emu"] == found["before"]]
     if different:
         raise Disagreement(f"emu and C end in different states: {', '.join(different)}")
-    return [{**case.result(), "state": states[case.name]} for case in cases]
+    return [{**_result(name, turns[name]), "state": states[name]} for name in turns]
+
+
+def _result(name: str, turns: list[Turn]) -> dict[str, Any]:
+    """Medians of the turns, and of the ratios of neighbours."""
+    emu, c, naive = zip(*turns, strict=True)
+    ratio = _ratios(emu, c)
+    limit = MOST_TIMES_C.get(name)
+    return {
+        "name": name,
+        "emu_ns": round(median(emu), 2),
+        "c_ns": round(median(c), 2),
+        "naive_ns": round(median(naive), 1),
+        "emu_over_c": ratio,
+        "naive_over_emu": _ratios(naive, emu),
+        "limit": limit,
+        "passed": None if limit is None else ratio["median"] <= limit,
+    }
 
 
 # --- whole machines -------------------------------------------------------------------------------------------------
@@ -708,7 +724,7 @@ class Effort(NamedTuple):
     many_cpus: int
 
 
-_FULL = Effort(blocks=10, repetitions=40, machine_repetitions=9, machine_seconds=0.4, many_cpus=64)
+_FULL = Effort(blocks=10, repetitions=40, machine_repetitions=7, machine_seconds=0.4, many_cpus=64)
 _QUICK = Effort(blocks=1, repetitions=3, machine_repetitions=1, machine_seconds=0.1, many_cpus=4)
 
 

@@ -53,9 +53,7 @@ zpci_dma = struct(
 
 @jit
 def _area_alloc(zdev: Any, start: int, pages: int) -> int:
-    offset = find_next_zero_area(
-        zdev.iommu_bitmap, zdev.iommu_pages, start, pages, _BOUNDARY_PAGES, zdev.start_pfn
-    )
+    offset = find_next_zero_area(zdev.iommu_bitmap, zdev.iommu_pages, start, pages, _BOUNDARY_PAGES, zdev.start_pfn)
     if offset >= 0:
         bitmap_set(zdev.iommu_bitmap, offset, pages)
     return offset

@@ -6,8 +6,8 @@ entries are optimised and emitted; what they call is typed, lowered to IR and li
 sooner, and faster: what is linked in becomes private to its entry, and the optimiser inlines it as a C compiler inlines
 static functions. Functions compiled this way cannot be called from Python, only from their entry.
 
-This leans on numba's internals (codegen.JITCodeLibrary, CPUContext.get_executable). Where a release has moved them, the
-context does nothing, and compiling is correct but slow.
+This leans on numba's internals (codegen.JITCodeLibrary, CPUContext.get_executable, CPUCallConv.call_function). Where a
+release has moved them, the context does nothing, and compiling is correct but slow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite.binding import Linkage
-from numba.core import codegen, cpu
+from numba.core import callconv, cgutils, codegen, cpu
 
 
 def _refuses_its_arguments() -> Any:
@@ -46,6 +46,84 @@ def _make_parts_private(library: Any) -> None:
             function.linkage = "internal"
 
 
+def _place_for_result(builder: Any, kind: Any, size: Any = None, name: str = "", zfill: bool = False) -> Any:  # noqa: ARG001
+    """cgutils.alloca_once, less the store of zero on entry, which slow paths would cost those who do not take them."""
+    with builder.goto_entry_block():
+        return builder.alloca(kind, size, name)
+
+
+def _rename_locals(library: Any) -> None:
+    """Give an entry's private functions names of its own.
+
+    The optimiser is free to change how they are called, but the loader looks symbols up by name, private or not:
+    another module's function of the same name would be bound to them.
+    """
+    for function in library._final_module.functions:
+        if function.linkage in (Linkage.internal, Linkage.private):
+            function.name = f"{library.name}.{function.name}"
+
+
+class _Steps:
+    """numba's steps of compiling, changed for entries and their parts; the originals are called where they serve."""
+
+    def __init__(self, is_entry: Callable[[str], bool], is_slow: Callable[[str], bool]) -> None:
+        self.is_entry = is_entry
+        self.is_slow = is_slow
+        self.originals = {(owner, name): getattr(owner, name) for owner, name in _STEPS}
+
+    def original(self, owner: Any, name: str) -> Any:
+        return self.originals[owner, name]
+
+    def finalize(self, library: Any) -> None:
+        if self.is_entry(library.name):
+            self.original(_Library, "finalize")(library)
+        else:
+            _link(library, out_of_line=self.is_slow(library.name))
+
+    def optimise(self, library: Any) -> None:
+        _make_parts_private(library)
+        self.original(_Library, "_optimize_final_module")(library)
+
+    def finalize_module(self, library: Any) -> None:
+        _rename_locals(library)
+        self.original(_Library, "_finalize_final_module")(library)
+
+    def get_executable(self, context: Any, library: Any, fndesc: Any, env: Any) -> Any:
+        if self.is_entry(library.name):
+            return self.original(_Context, "get_executable")(context, library, fndesc, env)
+        library._ensure_finalized()
+        return _refuses_its_arguments()
+
+    def create_wrapper(self, context: Any, library: Any, *arguments: Any, **keywords: Any) -> None:
+        if self.is_entry(library.name):
+            self.original(_Context, "create_cpython_wrapper")(context, library, *arguments, **keywords)
+
+    def call_function(self, convention: Any, *arguments: Any, **keywords: Any) -> Any:
+        alloca_once = cgutils.alloca_once
+        cgutils.alloca_once = _place_for_result
+        try:
+            return self.original(_Convention, "call_function")(convention, *arguments, **keywords)
+        finally:
+            cgutils.alloca_once = alloca_once
+
+
+_Library, _Context, _Convention = codegen.JITCodeLibrary, cpu.CPUContext, callconv.CPUCallConv
+_STEPS: dict[tuple[Any, str], Callable[..., Any]] = {
+    (_Library, "finalize"): _Steps.finalize,
+    (_Library, "_optimize_final_module"): _Steps.optimise,
+    (_Library, "_finalize_final_module"): _Steps.finalize_module,
+    (_Context, "get_executable"): _Steps.get_executable,
+    (_Context, "create_cpython_wrapper"): _Steps.create_wrapper,
+    (_Convention, "call_function"): _Steps.call_function,
+}
+_ALSO_NEEDED = ("_raise_if_finalized", "_finalize_dynamic_globals", "_get_module_for_linking")
+
+
+def _numba_is_as_known() -> bool:
+    names = all(hasattr(owner, name) for owner, name in _STEPS)
+    return names and all(hasattr(_Library, name) for name in _ALSO_NEEDED)
+
+
 @contextmanager
 def whole_program(is_entry: Callable[[str], bool], is_slow: Callable[[str], bool]) -> Iterator[None]:
     """Compile everything but entries as parts.
@@ -54,45 +132,21 @@ def whole_program(is_entry: Callable[[str], bool], is_slow: Callable[[str], bool
         is_entry: whether the function of this qualified name is one.
         is_slow: whether it must stay out of line.
     """
-    library_class, context_class = codegen.JITCodeLibrary, cpu.CPUContext
-    needed = (
-        *("_raise_if_finalized", "_final_module", "_linking_libraries", "_finalize_dynamic_globals"),
-        "_optimize_final_module",
-    )
-    probe = codegen.JITCodeLibrary.__mro__[1]
-    if not all(hasattr(probe, name) or name.startswith(("_final_module", "_linking")) for name in needed):
+    if not _numba_is_as_known():
         yield
         return
-    finalize, get_executable = library_class.finalize, context_class.get_executable
-    optimise = library_class._optimize_final_module
-    create_wrapper = context_class.create_cpython_wrapper
-
-    def finalize_part(self: Any) -> None:
-        if is_entry(self.name):
-            finalize(self)
-        else:
-            _link(self, out_of_line=is_slow(self.name))
-
-    def optimise_entry(self: Any) -> None:
-        _make_parts_private(self)
-        optimise(self)
-
-    def get_part(self: Any, library: Any, fndesc: Any, env: Any) -> Any:
-        if is_entry(library.name):
-            return get_executable(self, library, fndesc, env)
-        library._ensure_finalized()
-        return _refuses_its_arguments()
-
-    def create_wrapper_of_entry(self: Any, library: Any, *arguments: Any, **keywords: Any) -> None:
-        if is_entry(library.name):
-            create_wrapper(self, library, *arguments, **keywords)
-
-    library_class.finalize, context_class.get_executable = finalize_part, get_part
-    library_class._optimize_final_module = optimise_entry
-    context_class.create_cpython_wrapper = create_wrapper_of_entry
+    steps = _Steps(is_entry, is_slow)
+    for (owner, name), step in _STEPS.items():
+        setattr(owner, name, _as_method(steps, step))
     try:
         yield
     finally:
-        library_class.finalize, context_class.get_executable = finalize, get_executable
-        library_class._optimize_final_module = optimise
-        context_class.create_cpython_wrapper = create_wrapper
+        for (owner, name), original in steps.originals.items():
+            setattr(owner, name, original)
+
+
+def _as_method(steps: _Steps, step: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return step(steps, self, *arguments, **keywords)
+
+    return method

@@ -8,7 +8,6 @@ from emu.config import load
 from emu.iommu.io_pgtable import ZPCI_PT_SIZE, ZPCI_PTE_INVALID
 from emu.machine.event_writer import EventWriter
 from emu.machine.layout import Layout
-from emu.machine.lifecycle import init_machine
 from emu.machine.supervisor import Machine, compile_machine
 from emu.workload.map_benchmark import map_benchmark_workload
 
@@ -16,17 +15,20 @@ FREE_OF_COST = {"intercept_ns": 0.0, "walk_ns": 0.0, "change_ns": 0.0}
 
 
 @contextmanager
-def stopped_machine(domain="DMA", *, cpus=1, pairs=200, hypervisor=(), on_progress=None, hold_ns=0.0, **options):
-    """Run map_benchmark with so many pairs on real processes; yields (machine, layout) when all have ended."""
+def stopped_machine(domain="DMA", *, cpus=1, pairs=200, hypervisor=(), on_beat=None, **options):
+    """Run map_benchmark with so many pairs on real processes; yields (machine, layout) when all have ended.
+
+    `on_beat` is called with the machine now and then while it runs.
+    """
     values = [("machine", "cpus", cpus), ("machine", "ops", pairs), ("domain", "types", [domain])]
-    values += [("workload", "name", "map_benchmark"), ("workload", "hold_ns", hold_ns)]
+    values += [("workload", "name", "map_benchmark")]
     values += [("hypervisor", key, value) for key, value in {**FREE_OF_COST, **dict(hypervisor)}.items()]
     values += [("domain", key, value) for key, value in {"aperture_mb": 16, **options}.items()]
     config = load(preset="kvm", overrides=values)
     compile_machine()
     layout = Layout(config, domain, map_benchmark_workload(config, pairs), real_time=False)
     try:
-        machine = Machine(layout, EventWriter(layout, None), on_progress or (lambda _: None))
+        machine = Machine(layout, EventWriter(layout, None), lambda _: on_beat and on_beat(machine))
         with machine.listening():
             machine.run()
         yield machine, layout

@@ -134,10 +134,8 @@ def test_a_strict_unmap_is_gone_from_the_shadow_table_when_it_returns():
         assert h.shadow_pte(pfn) & ZPCI_PTE_INVALID
 
 
-calls = st.lists(
-    st.tuples(st.sampled_from(["map", "map", "unmap", "unmap", "flush", "range"]), st.integers(1, 64), st.integers(0, 99)),
-    max_size=scaled(40, 12),
-)
+kinds = st.sampled_from(["map", "map", "unmap", "unmap", "flush", "range"])
+calls = st.lists(st.tuples(kinds, st.integers(1, 64), st.integers(0, 99)), max_size=scaled(40, 12))
 
 
 @settings(max_examples=scaled(60, 4))

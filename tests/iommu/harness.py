@@ -50,7 +50,7 @@ _SEGMENT_BYTES = int32_t.itemsize
 
 
 @entry
-def history_call(context, cpu_id, call, a, b, c):
+def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR0912 - one branch for each call
     """One call on behalf of a CPU. A single entry, so that what the calls share is compiled once."""
     cpu = deref(cpu_t, context)
     cpu.id = cpu_id
@@ -236,11 +236,10 @@ class History:
     def queued_pfns(self, ring=0):
         """What is on a ring, first to be freed first."""
         fq = self.rings()[ring]
-        entries = [
+        return [
             int(element(iova_fq_entry, int(fq.entries), (int(fq.head) + i) & int(fq.mod_mask)).iova_pfn)
             for i in range(self.depth(ring))
         ]
-        return entries
 
     def timer_is_armed(self):
         return self.domain.cookie.fq_timer.state == TIMER_PENDING

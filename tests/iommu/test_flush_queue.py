@@ -162,10 +162,8 @@ def test_a_full_flush_frees_the_ring_of_the_cpu_that_found_it_full_only():
         assert history.queued_pfns(1) == [other]
 
 
-actions = st.lists(
-    st.tuples(st.sampled_from(["map", "unmap", "unmap", "begin", "end", "timer"]), st.integers(0, 2), st.integers(0, 99)),
-    max_size=120,
-)
+kinds = st.sampled_from(["map", "unmap", "unmap", "begin", "end", "timer"])
+actions = st.lists(st.tuples(kinds, st.integers(0, 2), st.integers(0, 99)), max_size=120)
 
 
 @settings(max_examples=scaled(150, 10))

@@ -39,7 +39,7 @@ PAGES_PER_SEGMENT_TABLE = ZPCI_TABLE_ENTRIES * ZPCI_PT_ENTRIES
 
 
 @entry
-def pgtable_call(pgtable_address, spares_address, call, pfn, value):
+def pgtable_call(pgtable_address, spares_address, call, pfn, value):  # noqa: PLR0911 - one branch for each call
     pgtable, spares = deref(io_pgtable, pgtable_address), deref(table_spares, spares_address)
     if call == SET:
         return set_pte(pgtable, spares, pfn, value)
@@ -134,7 +134,8 @@ def table():
         ((1 << 30) - 1, 2047, 2047, 255),
     ],
 )
-def test_a_pfn_is_11_bits_of_region_11_of_segment_and_8_of_page(table, pfn, rtx, sx, px):
+@pytest.mark.usefixtures("table")
+def test_a_pfn_is_11_bits_of_region_11_of_segment_and_8_of_page(pfn, rtx, sx, px):
     assert indices(pfn) == rtx << 32 | sx << 16 | px
 
 

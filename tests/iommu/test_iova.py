@@ -179,37 +179,44 @@ def test_the_worker_stops_when_the_depot_holds_one_magazine_for_each_cpu():
 # Exhaustion.
 
 
-def test_a_range_that_does_not_fit_anywhere_is_refused(history):
-    assert history.alloc(1024) == START
-    assert history.alloc(1) == 0
+@pytest.fixture
+def small():
+    """256 pages, one CPU."""
+    with History(aperture_mb=1) as made:
+        yield made
 
 
-def test_caches_are_emptied_once_before_an_allocation_fails(history):
-    pfns = [history.alloc(1) for _ in range(1024)]
+def test_a_range_that_does_not_fit_anywhere_is_refused(small):
+    assert small.alloc(256) == START
+    assert small.alloc(1) == 0
+
+
+def test_caches_are_emptied_once_before_an_allocation_fails(small):
+    pfns = [small.alloc(1) for _ in range(256)]
     for pfn in pfns:
-        history.free(pfn, 1)
-    assert history.ctrs.rcache_flushes == 0
-    assert history.alloc(1024) == START
-    assert history.ctrs.rcache_flushes == 1
+        small.free(pfn, 1)
+    assert small.ctrs.rcache_flushes == 0
+    assert small.alloc(256) == START
+    assert small.ctrs.rcache_flushes == 1
 
 
-def test_caches_stay_when_the_caller_has_another_range_to_try(history):
-    pfns = [history.alloc(1) for _ in range(1024)]
+def test_caches_stay_when_the_caller_has_another_range_to_try(small):
+    pfns = [small.alloc(1) for _ in range(256)]
     for pfn in pfns:
-        history.free(pfn, 1)
-    assert history.alloc(1024, flush_rcache=False) == 0
-    assert history.ctrs.rcache_flushes == 0
+        small.free(pfn, 1)
+    assert small.alloc(256, flush_rcache=False) == 0
+    assert small.ctrs.rcache_flushes == 0
 
 
-def test_nothing_is_lost_by_a_failed_allocation(history):
-    pfns = [history.alloc(1) for _ in range(1024)]
-    assert history.alloc(1) == 0
+def test_nothing_is_lost_by_a_failed_allocation(small):
+    pfns = [small.alloc(1) for _ in range(256)]
+    assert small.alloc(1) == 0
     for pfn in pfns:
-        history.free(pfn, 1)
-    history.free_all_cached()
-    assert history.iovad.nodes_used == 0
-    assert history.ctrs.lost_iovas == 0
-    assert history.alloc(1024) == START
+        small.free(pfn, 1)
+    small.free_all_cached()
+    assert small.iovad.nodes_used == 0
+    assert small.ctrs.lost_iovas == 0
+    assert small.alloc(256) == START
 
 
 def test_no_memory_for_another_range_is_a_failed_allocation():

@@ -3,8 +3,8 @@
 What a trace leaves open, and what is done about it:
 
 - The line of a map call is written after its address was allocated. When an interrupt, or another CPU, came between the
-  two, the trace shows them in the wrong order. Where the addresses prove that, the call is moved up, to before the event
-  named in `moved`; that no call is moved over one of its own CPU is a test below.
+  two, the trace shows them in the wrong order. Where the addresses prove that, the call is moved up, to before the
+  event named in `moved`; that no call is moved over one of its own CPU is a test below.
 - The frees after a timer's flush have no line. They are made as late as the trace allows, before the timer's CPU does
   anything else; what other CPUs unmap meanwhile is stamped by the flush's start.
 - The depot workers have no lines. They run when armed by the emulated kernel, as the timer wheel rounds 100 ms.

@@ -1,0 +1,57 @@
+"""Entries are compiled as whole programs; their parts stay usable by whatever else is compiled in the process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emu.native.atomics import interpreted
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COMPILE_MACHINE = """
+import numpy as np
+from numba import njit
+from emu.machine.supervisor import compile_machine
+from emu.native.bitmap import bitmap_clear, bitmap_set, find_next_bit
+assert compile_machine()
+words = np.zeros(8, np.uint32)
+"""
+
+
+def run_cold(code, tmp_path):
+    """Run code in a new process whose cache is empty."""
+    environment = {"EMU_CACHE_DIR": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_MACHINE + code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(interpreted, reason="nothing is compiled")
+def test_a_part_of_a_compiled_machine_can_be_called_by_other_compiled_code(tmp_path):
+    code = """
+@njit(nogil=True)
+def change(address):
+    bitmap_set(address, 3, 70)
+    bitmap_clear(address, 3, 10)
+    return find_next_bit(address, 256, 0)
+print(change(words.ctypes.data))
+"""
+    assert run_cold(code, tmp_path).strip() == "13"
+
+
+@pytest.mark.skipif(interpreted, reason="nothing is compiled")
+def test_a_part_called_from_python_refuses(tmp_path):
+    code = """
+from emu.native.time import spend_until
+from emu.machine.context import cpu_t
+cpu = np.zeros(1, cpu_t).view(np.recarray)[0]
+try:
+    spend_until(cpu, 0)
+except (TypeError, ValueError):
+    print("refused")
+"""
+    assert run_cold(code, tmp_path).strip() == "refused"
