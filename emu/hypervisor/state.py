@@ -21,7 +21,6 @@ request_t = struct(
     start_pfn="i8",
     pages="i8",
     posted_ns="i8",
-    started_ns="i8",
 )
 """One for each process that can trap; it has at most one request under way."""
 

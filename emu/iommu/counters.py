@@ -33,7 +33,8 @@ iommu_ctrs = struct(
 )
 """`maps`, `unmaps`: calls of the DMA API that succeeded; `reclaimed`: IOVAs given back to the allocator after a flush;
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
-frees of a range the allocator does not know; `exposures`: IOVAs whose window between unmap and flush has closed."""
+frees of a range the allocator does not know; `exposures`: windows between unmap and flush that have closed, of
+IOVAs, or of single pages in the old lazy scheme."""
 
 KERNEL_NAMES = {
     "Mapped pages": "mapped_pages",

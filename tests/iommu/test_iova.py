@@ -124,6 +124,13 @@ def test_the_tree_serves_when_no_cached_range_is_below_the_limit():
         assert history.magazine("loaded") == [high]
 
 
+def test_a_cached_range_of_which_only_the_start_is_below_the_limit_is_passed_over(history):
+    pfn = history.alloc(4)
+    history.free(pfn, 4)
+    assert history.alloc(4, limit_pfn=pfn + 2) == pfn - 4
+    assert history.alloc(4, limit_pfn=pfn + 3) == pfn
+
+
 # The depot.
 
 
@@ -299,6 +306,14 @@ def test_a_free_above_the_last_allocation_moves_the_start_of_the_search_up_to_it
     history.free(blocks[1], 64)
     assert history.alloc(64) == blocks[1]
     assert history.alloc(64) == blocks[3] - 64
+
+
+def test_when_the_last_allocation_is_freed_the_search_begins_above_it(history):
+    kept, freed = history.alloc(64), history.alloc(64)
+    history.free(freed, 64)
+    assert history.alloc(128) == kept - 192
+    assert history.alloc(64) == kept - 256
+    assert history.allocated_ranges() == [(kept - 256, kept - 193), (kept - 192, kept - 65), (kept, kept + 63)]
 
 
 # Reserved ranges.
