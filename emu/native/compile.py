@@ -14,10 +14,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 import numpy as np
 from numba import njit
@@ -42,7 +42,7 @@ def source_key() -> str:
         for path in sorted((PACKAGE / folder).glob("*.py")):
             digest.update(f"{folder}/{path.name}".encode())
             digest.update(path.read_bytes())
-    digest.update(f"{numba.__version__} {llvmlite.__version__} {np.__version__} {TICKS_ARE_CYCLES}".encode())
+    digest.update(f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES}".encode())
     return digest.hexdigest()
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llvmlite.binding import Linkage
 from numba.core import callconv, cgutils, codegen, cpu
 
 
@@ -42,7 +41,7 @@ def _link(library: Any, *, out_of_line: bool) -> None:
 def _make_parts_private(library: Any) -> None:
     """Let the optimiser treat what was linked in as static: numba leaves it visible to other modules."""
     for function in library._final_module.functions:
-        if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
+        if not function.is_declaration and function.linkage.name == "linkonce_odr":
             function.linkage = "internal"
 
 
@@ -59,7 +58,7 @@ def _rename_locals(library: Any) -> None:
     another module's function of the same name would be bound to them.
     """
     for function in library._final_module.functions:
-        if function.linkage in (Linkage.internal, Linkage.private):
+        if function.linkage.name in ("internal", "private"):
             function.name = f"{library.name}.{function.name}"
 
 
