@@ -10,12 +10,13 @@ from emu.native.atomics import interpreted
 
 ROOT = Path(__file__).resolve().parents[2]
 
-COMPILE_MACHINE = """
+COMPILE_ENTRY = """
 import numpy as np
 from numba import njit
-from emu.machine.supervisor import compile_machine
+from emu.machine.lifecycle import teardown_machine
 from emu.native.bitmap import bitmap_clear, bitmap_set, find_next_bit
-assert compile_machine()
+from emu.native.compile import compile_entries
+assert compile_entries([teardown_machine])
 words = np.zeros(8, np.uint32)
 """
 
@@ -24,7 +25,7 @@ def run_cold(code, tmp_path):
     """Run code in a new process whose cache is empty."""
     environment = {"EMU_CACHE_DIR": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE_MACHINE + code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE_ENTRY + code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,11 +47,8 @@ print(change(words.ctypes.data))
 @pytest.mark.skipif(interpreted, reason="nothing is compiled")
 def test_a_part_called_from_python_refuses(tmp_path):
     code = """
-from emu.native.time import spend_until
-from emu.machine.context import cpu_t
-cpu = np.zeros(1, cpu_t).view(np.recarray)[0]
 try:
-    spend_until(cpu, 0)
+    find_next_bit(words.ctypes.data, 256, 0)
 except (TypeError, ValueError):
     print("refused")
 """
