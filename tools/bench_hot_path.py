@@ -22,11 +22,11 @@ pair   `dma_map` + `dma_unmap` of one page, as a CPU of the machine does them, o
        both ways, ring as above, four more reads of the cycle counter, two histograms. Tables and ranges exist before.
 naive  the same four as plain Python would first be written: dicts, lists and multiprocessing.Lock.
 
-scaling  two CPUs over one: pairs a second of whole machines (map_benchmark, DMA-FQ, preset lpar, check off, on_overrun =
-         wait, so that no IOVA is lost), while other programs leave both cores alone. `apart`: mappings of eight pages,
-         whose table entries fill a cache line, and rings of 128, which the magazines can take in, so that the CPUs meet
-         only in the flush; this one has the limit. `default`: one page and rings of 256, where two CPUs may, as in the
-         kernel, get neighbouring entries in one line and swap magazines through the depot: 1.2 or 2, as it happens.
+scaling  two CPUs over one: pairs a second of whole machines (map_benchmark, DMA-FQ, preset lpar, check off, and
+         on_overrun = wait, so that no IOVA is lost), while other programs leave both cores alone. `apart`: mappings of
+         eight pages, whose table entries fill a cache line, and rings of 128, which the magazines can take in, so that
+         the CPUs meet only in the flush; this one has the limit. `default`: one page and rings of 256, where two CPUs
+         may, as in the kernel, get neighbouring entries in one line and swap magazines through the depot.
 startup  wall time of `emu run` less the time its CPUs ran: start, stop and result together, so an upper bound of the
          time to the first operation.
 memory   private bytes of the largest CPU process of those runs, and their segments.
