@@ -94,6 +94,15 @@ def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int
 
 
 @inline
+def _look_at_guest_table(hv: Any, server: Any, request: Any) -> int:
+    """Walk the requested range where a shadow or the cost depends on it: hardware only drops what it has cached."""
+    if not (hv.shadows or hv.walk_ps):
+        server.refused = 0
+        return 0
+    return _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+
+
+@inline
 def _note_waiting(server: Any, request: Any, free_at_ns: int, started_ns: int) -> None:
     wait_ns = max(free_at_ns - request.posted_ns, 0)
     schedule_ns = max(started_ns - max(free_at_ns, request.posted_ns), 0)
@@ -124,10 +133,10 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
     if hv.servers > 1:
         spin_lock(cpu, hv.lock)
-    counts = _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+    counts = _look_at_guest_table(hv, server, request)
     if server.refused and (counts & 0xFFFFFFFF):
         # The first pass may have dropped what stood behind the entries it refused.
-        counts += _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+        counts += _look_at_guest_table(hv, server, request)
         passes = 2
     if hv.servers > 1:
         spin_unlock(cpu, hv.lock)

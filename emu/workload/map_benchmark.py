@@ -11,6 +11,9 @@ import numpy as np
 from emu.config import Config
 from emu.workload.program import OP_MAP, OP_UNMAP, OP_WAIT, Program, Workload, op_t
 
+_SLOTS_APART = 4
+"""Every CPU's slot is on a cache line of its own, as every thread's buffer is."""
+
 
 def map_benchmark_workload(config: Config, _pairs: int) -> Workload:
     """Build the load of `dma_map_benchmark -t cpus -g granule -x hold_ns`.
@@ -24,9 +27,9 @@ def map_benchmark_workload(config: Config, _pairs: int) -> Workload:
     for cpu in range(config.machine.cpus):
         ops = np.zeros(len(codes), op_t)
         ops["code"] = codes
-        ops["slot"] = cpu
+        ops["slot"] = cpu * _SLOTS_APART
         ops[0]["pages"] = load.granule
         ops[0]["nents"] = 1
         ops["arg"][1:-1] = held_ns
         programs.append(Program(ops, loop_start=0))
-    return Workload("map_benchmark", programs, slots=config.machine.cpus, max_pages=load.granule)
+    return Workload("map_benchmark", programs, slots=config.machine.cpus * _SLOTS_APART, max_pages=load.granule)

@@ -178,6 +178,13 @@ def test_without_a_shadow_table_nothing_changes():
     with History("DMA", aperture_mb=16, preset="lpar", hypervisor={"shadows": False}) as h:
         served = Served(h)
         h.map_and_unmap(5, pages=3)
+        assert (served.requests, served.walked, served.changed) == (5, 0, 0)
+
+
+def test_without_a_shadow_table_the_guests_is_walked_where_that_costs_something():
+    with History("DMA", aperture_mb=16, preset="lpar", hypervisor={"shadows": False, "walk_ns": 1.0}) as h:
+        served = Served(h)
+        h.map_and_unmap(5, pages=3)
         assert (served.requests, served.walked, served.changed) == (5, 15, 0)
 
 

@@ -243,10 +243,11 @@ static slow void serve_request(struct cpu_t *cpu, struct hypervisor_t *hv, struc
 {
 	struct server_t *server = DEREF(server_t, cpu->server);
 	int64_t started_ns = now_ns();
-	int64_t counts, walked, changed, emulated_ns, finished_ns;
+	int64_t counts = 0, walked, changed, emulated_ns, finished_ns;
 
 	note_waiting(server, request, hv->is_inline ? hv->free_at_ns : server->free_at_ns, started_ns);
-	counts = walk_guest_table(hv, request->start_pfn, request->start_pfn + request->pages);
+	if (hv->shadows || hv->walk_ps)
+		counts = walk_guest_table(hv, request->start_pfn, request->start_pfn + request->pages);
 	walked = hv->absent_counts ? request->pages : counts >> 32;
 	changed = counts & 0xFFFFFFFF;
 	emulated_ns = hv->intercept_ns + (walked * hv->walk_ps + changed * hv->change_ps) / 1000;
