@@ -10,12 +10,11 @@ from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_
 from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
 from emu.native.futex import EVERYONE, futex_wait, futex_wake
-from emu.native.lock import SLOT_BITS
+from emu.native.lock import SLOT_BITS, SLOT_MASK
 from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns
 
 _SLEEP_NS = 20_000_000
-_SLOT_MASK = (1 << SLOT_BITS) - 1
 
 
 @inline
@@ -24,7 +23,7 @@ def take_request(hv: Any) -> int:
     head = read_once(hv, "head")
     # Acquire: pairs with the release in rpcit's _post().
     posted = smp_load_acquire(element(int64_t, hv.ring, head & hv.ring_mask), "value")
-    slot = posted & _SLOT_MASK
+    slot = posted & SLOT_MASK
     # What was taken stays in its place, under its old ticket: a server that is slow to go on cannot harm a later one.
     if slot == 0 or posted >> SLOT_BITS != head or cmpxchg(hv, "head", head, head + 1) != head:
         return 0

@@ -81,6 +81,13 @@ def reclaim_lazy_locked(cpu: Any, zdev: Any) -> None:
 
 
 @slow
+def _reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
+    """A global flush has just finished: note what it ended, and use it again."""
+    _close_windows_locked(cpu, zdev)
+    reclaim_lazy_locked(cpu, zdev)
+
+
+@slow
 def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
     """First pfn of a free range, or 0."""
     spin_lock(cpu, zdev.iommu_bitmap_lock)
@@ -90,8 +97,7 @@ def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
             # A global flush before addresses are used again.
             cpu.ctrs.flushes_wrap += 1
             s390_iommu_flush_iotlb_all(cpu, domain)
-            _close_windows_locked(cpu, zdev)
-            reclaim_lazy_locked(cpu, zdev)
+            _reuse_lazy_locked(cpu, zdev)
         offset = _area_alloc(zdev, 0, pages)
     if offset >= 0:
         zdev.next_bit = offset + pages
@@ -131,8 +137,7 @@ def _make_room(cpu: Any, domain: Any, zdev: Any) -> bool:
     if zdev.strict or not refresh_for_resources(cpu, domain):
         return False
     spin_lock(cpu, zdev.iommu_bitmap_lock)
-    _close_windows_locked(cpu, zdev)
-    reclaim_lazy_locked(cpu, zdev)
+    _reuse_lazy_locked(cpu, zdev)
     spin_unlock(cpu, zdev.iommu_bitmap_lock)
     return True
 

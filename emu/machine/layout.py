@@ -35,7 +35,7 @@ from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
 from emu.native.timer import timer_base_t
-from emu.workload.program import Workload, op_t
+from emu.workload.program import OP_MARK, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
 _UNLIMITED = 1 << 62
@@ -140,7 +140,7 @@ class Layout:
         plan.add("slots", slot_t, self.workload.slots)
         plan.add("segments", np.int32, len(self.workload.segments) + 1)
         plan.add("ops", op_t, sum(len(program.ops) for program in self.workload.programs) + 1)
-        self.marks_per_cpu = 1 + max((int((p.ops["code"] == 4).sum()) for p in self.workload.programs), default=0)
+        self.marks_per_cpu = 1 + max((int((p.ops["code"] == OP_MARK).sum()) for p in self.workload.programs), default=0)
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
         if self.config.machine.record:
             plan.add("event_rings", event_ring_t, self.cpus)

@@ -30,7 +30,7 @@ from emu.native.compile import compile_entries
 from emu.native.events import drain_ring
 from emu.native.futex import EVERYONE, futex_wake
 from emu.native.segment import SegmentError
-from emu.workload.program import Workload
+from emu.workload.program import OP_UNMAP, Workload
 
 ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine)
 RECORDING_ENTRIES = (*ENTRIES, drain_ring)
@@ -258,7 +258,7 @@ class Machine:
         contexts = self.layout.segment["contexts"][: self.layout.cpus]
         if self.config.machine.ops is not None:
             return min(float(contexts["ctrs"]["unmaps"].sum()) / self.config.machine.ops, 1.0)
-        wanted = sum(int((p.ops["code"] == 2).sum()) for p in self.layout.workload.programs)
+        wanted = sum(int((p.ops["code"] == OP_UNMAP).sum()) for p in self.layout.workload.programs)
         return min(float(contexts["ctrs"]["unmaps"].sum()) / max(wanted, 1), 1.0)
 
     def _stop(self) -> None:

@@ -31,7 +31,7 @@ spinlock_t = struct(
 """`total_wait` and `max_wait` in ticks; all but `val` are written by the owner only."""
 
 SLOT_BITS = 13
-_SLOT_MASK = (1 << SLOT_BITS) - 1
+SLOT_MASK = (1 << SLOT_BITS) - 1
 _GENERATION_MASK = (1 << 16) - 1
 WAITERS = 1 << 30
 _SPINS = 100
@@ -136,6 +136,6 @@ def _take_over(cpu: Any, lock: Any, word: int) -> bool:
 
 @jit
 def _is_dead(cpu: Any, word: int) -> bool:
-    slot = (word & _SLOT_MASK) - 1
+    slot = (word & SLOT_MASK) - 1
     generation = (word & ~WAITERS) >> SLOT_BITS
     return bool(read_once(element(int64_t, cpu.dead_generation, slot), "value") == generation)
