@@ -46,7 +46,9 @@ class MachineConfig(_Section):
         le=MAX_CPUS,
         description="emulated CPUs",
     )
-    engine: Literal["processes", "threads"] = Field("processes", description="what a CPU is")
+    engine: Literal["processes", "threads", "sim"] = Field(
+        "processes", description="what a CPU is; `sim`: a virtual clock, for machines larger than this one"
+    )
     seconds: float = Field(1.5, gt=0, le=86_400, description="run time of each domain, in s")
     ops: int | None = Field(
         None,
@@ -150,6 +152,25 @@ class WorkloadConfig(_Section):
         return value
 
 
+class CostsConfig(_Section):
+    """What steps of a CPU cost on the virtual clocks of `sim`; `emu doctor --calibrate` measures them on a machine."""
+
+    map_ns: Nanoseconds = Field(22.0, description="a map, apart from the following")
+    unmap_ns: Nanoseconds = Field(16.0, description="an unmap, apart from the following")
+    map_page_ns: Nanoseconds = Field(4.0, description="each page mapped")
+    unmap_page_ns: Nanoseconds = Field(4.0, description="each page unmapped")
+    queue_ns: Nanoseconds = Field(4.0, description="an append to a flush queue")
+    reclaim_ns: Nanoseconds = Field(4.0, description="each IOVA freed after a flush")
+    lock_ns: Nanoseconds = Field(6.0, description="a lock that is free, taken and given back")
+    transfer_ns: Nanoseconds = Field(100.0, description="more for a lock that another CPU had last")
+    tree_ns: Nanoseconds = Field(60.0, description="a range allocated from the tree, or given back to it")
+    wake_ns: Nanoseconds = Field(0.0, description="until a sleeper runs that was woken")
+    relax_ns: Nanoseconds = Field(40.0, description="one look at a word that has not changed")
+    slack_ns: Nanoseconds = Field(
+        1000.0, description="how far a CPU may run ahead of the others in the midst of an operation; 0 to 1000"
+    )
+
+
 class Config(_Section):
     """A whole run."""
 
@@ -157,6 +178,7 @@ class Config(_Section):
     domain: DomainConfig = Field(default_factory=DomainConfig)
     hypervisor: HypervisorConfig
     workload: WorkloadConfig = Field(default_factory=WorkloadConfig)
+    costs: CostsConfig = Field(default_factory=CostsConfig)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Config:

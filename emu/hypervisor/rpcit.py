@@ -20,12 +20,11 @@ from emu.hypervisor.state import (
     request_t,
 )
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
-from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
-from emu.native.futex import futex_wait, futex_wake
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns
+from emu.native.time import now_ns, relax
+from emu.native.wait import wait_on, wake_up
 
 RPCIT_NOT_SERVED = -5
 """The machine is being stopped and its hypervisor may be dead (-EIO)."""
@@ -67,7 +66,7 @@ def _post(cpu: Any, hv: Any, request: Any) -> None:
     smp_mb()
     if read_once(hv, "sleepers"):
         fetch_add(hv, "doorbell", 1)
-        futex_wake(address_of(hv, "doorbell"), 1)
+        wake_up(cpu, address_of(hv, "doorbell"), 1)
 
 
 @inline
@@ -76,11 +75,11 @@ def _wait_until_served(cpu: Any, hv: Any, request: Any) -> int:
         # Acquire (cmpxchg below does as much): the shadow table is updated before the request is done.
         if read_once(request, "state") == REQUEST_DONE:
             break
-        cpu_relax()
+        relax(cpu)
     while True:
         state = cmpxchg(request, "state", REQUEST_POSTED, REQUEST_POSTED | REQUEST_WAITERS)
         if state == REQUEST_DONE:
             return request.status
         if read_once(deref(int64_t, cpu.abort), "value"):
             return RPCIT_NOT_SERVED
-        futex_wait(address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)
+        wait_on(cpu, address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)

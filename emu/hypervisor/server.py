@@ -7,12 +7,12 @@ from typing import Any
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import REQUEST_DONE, REQUEST_WAITERS, hypervisor_t, request_t, server_t
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, xchg
-from emu.native.clock import cpu_relax
 from emu.native.compile import inline, slow
-from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.futex import EVERYONE
 from emu.native.lock import SLOT_BITS, SLOT_MASK
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns
+from emu.native.time import now_ns, relax
+from emu.native.wait import wait_on, wake_up
 
 _SLEEP_NS = 20_000_000
 
@@ -31,10 +31,10 @@ def take_request(hv: Any) -> int:
 
 
 @inline
-def _complete(request: Any) -> None:
+def _complete(cpu: Any, request: Any) -> None:
     # Full barrier: the shadow table is up to date before the guest goes on.
     if xchg(request, "state", REQUEST_DONE) & REQUEST_WAITERS:
-        futex_wake(address_of(request, "state"), EVERYONE)
+        wake_up(cpu, address_of(request, "state"), EVERYONE)
 
 
 @slow
@@ -43,13 +43,13 @@ def _wait_for_request(cpu: Any, hv: Any) -> None:
     while now_ns(cpu) < until_ns:
         if read_once(hv, "tail") != read_once(hv, "head"):
             return
-        cpu_relax()
+        relax(cpu)
     seen = read_once(hv, "doorbell")
     fetch_add(hv, "sleepers", 1)
     # Pairs with smp_mb() in rpcit's _post().
     smp_mb()
     if read_once(hv, "tail") == read_once(hv, "head"):
-        futex_wait(address_of(hv, "doorbell"), seen, _SLEEP_NS)
+        wait_on(cpu, address_of(hv, "doorbell"), seen, _SLEEP_NS)
     fetch_add(hv, "sleepers", -1)
 
 
@@ -68,7 +68,7 @@ def serve(cpu: Any) -> None:
             server.total_queued += queued
             server.max_queued = max(server.max_queued, queued)
             serve_request(cpu, hv, request)
-            _complete(request)
+            _complete(cpu, request)
         elif last_round:
             return
         else:

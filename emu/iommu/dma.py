@@ -21,7 +21,8 @@ from emu.iommu.s390_iommu import (
 from emu.iommu.s390_legacy import s390_dma_map, s390_dma_unmap
 from emu.native.atomics import read_once
 from emu.native.compile import inline, jit, slow
-from emu.native.time import now_ticks
+from emu.native.cost import COST_MAP, COST_UNMAP
+from emu.native.time import charge, now_ticks
 
 DMA_MAPPING_ERROR = 0
 
@@ -89,6 +90,7 @@ def dma_map(cpu: Any, domain: Any, phys_pfn: int, pages: int, segments: int, nen
     Returns:
         The first page frame number that the device must use, or DMA_MAPPING_ERROR.
     """
+    charge(cpu, COST_MAP, 1)
     if domain.dma_ops == DMA_DIRECT:
         pfn = phys_pfn
     elif domain.dma_ops == DMA_S390:
@@ -105,6 +107,7 @@ def dma_map(cpu: Any, domain: Any, phys_pfn: int, pages: int, segments: int, nen
 @jit
 def dma_unmap(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     """Unmap what dma_map returned, with the same number of pages."""
+    charge(cpu, COST_UNMAP, 1)
     if domain.dma_ops == DMA_S390:
         s390_dma_unmap(cpu, domain.s390, domain.zdev, pfn, pages)
     elif domain.dma_ops != DMA_DIRECT:

@@ -31,11 +31,11 @@ from emu.native.atomics import (
     write_once,
     xchg,
 )
-from emu.native.clock import cpu_relax, sched_yield
 from emu.native.compile import inline, jit, slow
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, pointer_to, struct
-from emu.native.time import now_ticks
+from emu.native.cost import COST_QUEUE, COST_RECLAIM
+from emu.native.time import charge, now_ticks, yield_core
 from emu.native.timer import add_timer, timer_t
 
 PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
@@ -111,6 +111,7 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         close_window(cpu, entry.queued_at, finished_at, entry.pages)
         free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
         cpu.ctrs.reclaimed += 1
+        charge(cpu, COST_RECLAIM, 1)
         fq.head = (fq.head + 1) & fq.mod_mask
 
 
@@ -159,8 +160,7 @@ def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         return
     # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
     while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):
-        cpu_relax()
-        sched_yield()
+        yield_core(cpu)
         fq_ring_free_locked(cpu, cookie, fq)
 
 
@@ -179,6 +179,7 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     smp_mb()
     fq = _this_ring(cpu, cookie)
     spin_lock(cpu, fq.lock)
+    charge(cpu, COST_QUEUE, 1)
     # What other CPUs have flushed meanwhile makes room, often enough to spare a flush.
     fq_ring_free_locked(cpu, cookie, fq)
     if fq_full(fq):

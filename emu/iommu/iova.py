@@ -13,9 +13,11 @@ from typing import Any
 from emu.native.atomics import ilog2, int64_t
 from emu.native.bitmap import test_and_clear_bit, test_and_set_bit
 from emu.native.compile import inline, jit, slow
+from emu.native.cost import COST_TREE
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
 from emu.native.record import address_of, deref, element, pointer_to, struct
+from emu.native.time import charge
 from emu.native.timer import add_timer, timer_t
 
 IOVA_RANGE_CACHE_MAX_SIZE = 6
@@ -185,6 +187,7 @@ def _insert_iova_locked(iovad: Any, pfn: int, size: int, successor: int) -> bool
 def alloc_iova(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
     """Allocate from the tree, at most `limit_pfn`. Returns the first pfn, or 0 when there is no room."""
     spin_lock(cpu, iovad.iova_rbtree_lock)
+    charge(cpu, COST_TREE, 1)
     pfn = _alloc_and_insert_iova_range_locked(iovad, size, limit_pfn + 1)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
     return pfn
@@ -217,6 +220,7 @@ def _private_find_iova(iovad: Any, pfn: int) -> int:
 
 @slow
 def _free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
+    charge(cpu, COST_TREE, 1)
     address = _private_find_iova(iovad, pfn)
     if address == 0:
         cpu.ctrs.lost_iovas += 1

@@ -10,7 +10,9 @@ from typing import Any
 from emu.hypervisor.rpcit import RPCIT_INSUFFICIENT_RESOURCES, rpcit
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
 from emu.native.compile import inline, jit, slow
+from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
 from emu.native.record import element, struct
+from emu.native.time import charge
 
 s390_domain = struct(
     pgtable=io_pgtable,
@@ -35,6 +37,7 @@ def s390_iommu_map_pages(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pa
         if pte_valid(old):
             cpu.ctrs.violations += 1
     cpu.ctrs.mapped_pages += pages
+    charge(cpu, COST_MAP_PAGE, pages)
     return True
 
 
@@ -51,6 +54,7 @@ def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> 
     """Invalidate a range; the hypervisor does not know yet."""
     _invalidate_trans(cpu, domain, iova_pfn, pages)
     cpu.ctrs.unmapped_pages += pages
+    charge(cpu, COST_UNMAP_PAGE, pages)
 
 
 @inline

@@ -22,13 +22,13 @@ from emu.machine.context import (
     slot_t,
 )
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, xchg
-from emu.native.clock import cpu_relax
 from emu.native.compile import entry, inline, jit, slow
 from emu.native.events import emit, event_ring_t
-from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.futex import EVERYONE
 from emu.native.histogram import record_value
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns, now_ticks, spend_until
+from emu.native.time import begin_operation, now_ns, now_ticks, relax, spend_until
+from emu.native.wait import wait_on, wake_up
 from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, OP_WAIT, op_t
 
 _SLOT_SPINS = 200
@@ -48,7 +48,7 @@ def wait_for_go(cpu: Any) -> bool:
     while read_once(control, "go") == 0:
         if read_once(control, "stop"):
             return False
-        futex_wait(address_of(control, "go"), 0, _SLEEP_NS)
+        wait_on(cpu, address_of(control, "go"), 0, _SLEEP_NS)
     return True
 
 
@@ -65,7 +65,7 @@ def _wait_for_slot(cpu: Any, slot: Any, free: bool) -> bool:
     for _ in range(_SLOT_SPINS):
         if _in_state(slot, free):
             return True
-        cpu_relax()
+        relax(cpu)
     while not _in_state(slot, free):
         if read_once(control, "stop"):
             return False
@@ -74,14 +74,14 @@ def _wait_for_slot(cpu: Any, slot: Any, free: bool) -> bool:
             continue
         if not state & SLOT_WAITERS and cmpxchg(slot, "state", state, state | SLOT_WAITERS) != state:
             continue
-        futex_wait(address_of(slot, "state"), state | SLOT_WAITERS, _SLEEP_NS)
+        wait_on(cpu, address_of(slot, "state"), state | SLOT_WAITERS, _SLEEP_NS)
     return True
 
 
 @inline
-def _hand_over(slot: Any, state: int) -> None:
+def _hand_over(cpu: Any, slot: Any, state: int) -> None:
     if xchg(slot, "state", state) & SLOT_WAITERS:
-        futex_wake(address_of(slot, "state"), EVERYONE)
+        wake_up(cpu, address_of(slot, "state"), EVERYONE)
 
 
 @slow
@@ -115,7 +115,7 @@ def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
         emit(deref(event_ring_t, cpu.events), EVENT_MAP, cpu.id, pfn, op.pages, done)
     slot.pfn = pfn
     slot.pages = op.pages
-    _hand_over(slot, SLOT_MAPPED if pfn else SLOT_FAILED)
+    _hand_over(cpu, slot, SLOT_MAPPED if pfn else SLOT_FAILED)
 
 
 @inline
@@ -127,7 +127,7 @@ def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
         record_value(cpu.unmap_histogram, done - since)
         if cpu.events:
             emit(deref(event_ring_t, cpu.events), EVENT_UNMAP, cpu.id, slot.pfn, slot.pages, done)
-    _hand_over(slot, SLOT_FREE)
+    _hand_over(cpu, slot, SLOT_FREE)
 
 
 @slow
@@ -155,6 +155,7 @@ def run_program(cpu: Any) -> None:
             i = cpu.loop_start
         op = element(op_t, cpu.ops, i)
         i += 1
+        begin_operation(cpu)
         if cpu.real_time and not _wait_until(cpu, origin_ns + op.at_ns):
             break
         if op.code == OP_MAP:
@@ -173,10 +174,9 @@ def run_program(cpu: Any) -> None:
     cpu.ops_done = i
 
 
-@entry
-def cpu_main(context: int) -> int:
-    """Process of an emulated CPU."""
-    cpu = deref(cpu_t, context)
+@jit
+def live_as_cpu(cpu: Any) -> None:
+    """The life of an emulated CPU."""
     if wait_for_go(cpu):
         cpu.started_ns = now_ns(cpu)
         cpu.started_ticks = now_ticks(cpu)
@@ -184,4 +184,10 @@ def cpu_main(context: int) -> int:
         cpu.stopped_ticks = now_ticks(cpu)
         cpu.stopped_ns = now_ns(cpu)
     cpu.finished = 1
+
+
+@entry
+def cpu_main(context: int) -> int:
+    """Process of an emulated CPU."""
+    live_as_cpu(deref(cpu_t, context))
     return 0

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from emu.hypervisor.server import serve
 from emu.machine.context import cpu_t
 from emu.machine.cpu import wait_for_go
-from emu.native.compile import entry
+from emu.native.compile import entry, jit
 from emu.native.record import deref
+
+
+@jit
+def live_as_server(cpu: Any) -> None:
+    """The life of one server of the hypervisor; it ends when the timer has, with every posted request served."""
+    if wait_for_go(cpu):
+        serve(cpu)
+    cpu.finished = 1
 
 
 @entry
 def hypervisor_main(context: int) -> int:
-    """One server of the hypervisor; ends when the timer has, with every posted request served."""
-    cpu = deref(cpu_t, context)
-    if wait_for_go(cpu):
-        serve(cpu)
-    cpu.finished = 1
+    """Process of one server of the hypervisor."""
+    live_as_server(deref(cpu_t, context))
     return 0

@@ -30,14 +30,17 @@ from emu.machine.context import (
 )
 from emu.machine.lifecycle import teardown_t
 from emu.native.bitmap import bitmap_bytes
+from emu.native.cost import COSTS
 from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
 from emu.native.timer import timer_base_t
+from emu.native.virtual import fiber_t, init_world, turn_t, world_t
 from emu.workload.program import OP_MARK, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
+HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
 _UNLIMITED = 1 << 62
 _ROOM_FOR_LOST_RANGES = 1 << 18
 _POLL_NS = 20_000
@@ -69,8 +72,9 @@ class Layout:
         self.fq_timeout_ms = (config.domain.fq_timeout_ms or default_timeout_ms) if queued else 0
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
         self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
-        self.spare_cores = cores() - self.cpus - self.servers
-        self.segment = self._plan().create()
+        self.is_virtual = config.machine.engine == "sim"
+        self.spare_cores = 0 if self.is_virtual else cores() - self.cpus - self.servers
+        self.segment = self._plan().create(private=self.is_virtual)
         self._fill(real_time=real_time)
 
     # --- planning ---------------------------------------------------------------------------------------------------
@@ -98,9 +102,15 @@ class Layout:
         plan.add("timer_base", timer_base_t, 1)
         plan.add("timers", np.int64, 1 + IOVA_RANGE_CACHE_MAX_SIZE)
         plan.add("teardown", teardown_t, 1)
-        plan.add("map_histogram", np.int64, self.contexts * BUCKETS)
-        plan.add("unmap_histogram", np.int64, self.contexts * BUCKETS)
-        plan.add("exposure_histogram", np.int64, self.contexts * BUCKETS)
+        # On virtual clocks one writes at a time, and all can write to the same.
+        self.histograms = 1 if self.is_virtual else self.contexts
+        for name in HISTOGRAMS:
+            plan.add(f"{name}_histogram", np.int64, self.histograms * BUCKETS)
+        if self.is_virtual:
+            plan.add("world", world_t, 1)
+            plan.add("fibers", fiber_t, self.contexts)
+            plan.add("turns", turn_t, self.contexts)
+            plan.add("turn_of", np.int64, self.contexts)
         self._plan_hypervisor(plan)
         self._plan_load(plan)
         if self.type in (S390_STRICT, S390_LAZY):
@@ -120,8 +130,6 @@ class Layout:
         plan.add("requests", request_t, self.contexts)
         plan.add("request_ring", np.int64, self.ring_size)
         plan.add("servers", server_t, self.contexts)
-        plan.add("wait_histogram", np.int64, self.contexts * BUCKETS)
-        plan.add("schedule_histogram", np.int64, self.contexts * BUCKETS)
         first, last = self.aperture_start_pfn, self.aperture_start_pfn + self.aperture_pages - 1
         region_bits = ZPCI_PT_BITS + ZPCI_TABLE_BITS
         # A table more than the aperture needs for every process that may lose a race to install one.
@@ -172,6 +180,8 @@ class Layout:
         for slot in range(self.contexts):
             self._fill_context(slot)
         self._fill_programs(real_time=real_time)
+        if self.is_virtual:
+            self._fill_world()
 
     def _fill_domain(self) -> None:
         at, domain, options = self.segment.address, self.segment["domain"][0], self.config.domain
@@ -237,8 +247,11 @@ class Layout:
         self._fill_table(hv.shadow, "shadow")
         for slot in range(self.contexts):
             server = self.segment["servers"][slot]
-            server.wait_histogram = at("wait_histogram", slot * BUCKETS)
-            server.schedule_histogram = at("schedule_histogram", slot * BUCKETS)
+            server.wait_histogram = self._histogram("wait", slot)
+            server.schedule_histogram = self._histogram("schedule", slot)
+
+    def _histogram(self, name: str, slot: int) -> int:
+        return self.segment.address(f"{name}_histogram", slot % self.histograms * BUCKETS)
 
     def _fill_allocator(self) -> None:
         at, iovad = self.segment.address, self.segment["domain"][0].cookie.iovad
@@ -271,6 +284,20 @@ class Layout:
                 timers[1 + order] = at("rcaches", order) + work
             base.count += IOVA_RANGE_CACHE_MAX_SIZE
 
+    def _fill_world(self) -> None:
+        segment, costs = self.segment, self.config.costs
+        init_world(
+            segment["world"][0],
+            segment["fibers"],
+            segment["turns"],
+            segment["turn_of"],
+            slack_ns=costs.slack_ns,
+            costs_ns=[getattr(costs, f"{name}_ns") for name in COSTS],
+        )
+        for slot in range(self.contexts):
+            # A virtual context begins with its fiber where others have a mark of their own.
+            segment["contexts"][slot].native = segment.address("fibers", slot)
+
     def _fill_load(self) -> None:
         segments = self.workload.segments
         self.segment["segments"][: len(segments)] = segments
@@ -279,6 +306,14 @@ class Layout:
         for program in self.workload.programs:
             self.segment["ops"][start : start + len(program.ops)] = program.ops
             start += len(program.ops)
+
+    def name_of(self, slot: int) -> str:
+        """What users read: "cpu 3", "timer", "hypervisor"."""
+        if slot < self.cpus:
+            return f"cpu {slot}"
+        if slot == self.timer:
+            return "timer"
+        return f"hypervisor {slot - self.first_server}" if self.servers > 1 else "hypervisor"
 
     def role_of(self, slot: int) -> int:
         """The role of a context."""
@@ -306,8 +341,8 @@ class Layout:
         cpu.request = at("requests", slot)
         cpu.server = at("servers", slot)
         cpu.timers = at("timer_base")
-        for name in ("map_histogram", "unmap_histogram", "exposure_histogram"):
-            cpu[name] = at(name, slot * BUCKETS)
+        for name in ("map", "unmap", "exposure"):
+            cpu[f"{name}_histogram"] = self._histogram(name, slot)
         cpu.slots = at("slots")
         cpu.segments = at("segments")
         cpu.pair_limit = _UNLIMITED

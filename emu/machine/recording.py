@@ -11,7 +11,7 @@ import numpy.typing as npt
 from emu.iommu.flush_queue import iova_fq
 from emu.machine.context import ROLE_HYPERVISOR
 from emu.machine.crew import Member
-from emu.machine.layout import Layout
+from emu.machine.layout import HISTOGRAMS, Layout
 from emu.native.histogram import BUCKETS
 
 
@@ -77,7 +77,7 @@ def record(layout: Layout, members: list[Member]) -> Recording:
         server_count=max(layout.servers, 1),
         histograms={
             name: segment[f"{name}_histogram"].reshape(-1, BUCKETS)[: layout.supervisor].sum(axis=0)
-            for name in ("map", "unmap", "exposure", "wait", "schedule")
+            for name in HISTOGRAMS
         },
         rings=segment.copy_of("rings") if domain["rings"][0] else np.zeros(0, iova_fq),
         locks=_locks(layout, domain, hypervisor),

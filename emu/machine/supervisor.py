@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from emu.config import Config, DomainType, cores
+from emu.config import Config, DomainType, MachineConfig, cores
 from emu.iommu.domain import FQ_WARNING
 from emu.machine.context import SLOT_WAITERS, control_t
 from emu.machine.cpu import cpu_main
@@ -25,15 +25,13 @@ from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, teardown_machine
 from emu.machine.recording import Recording, record
+from emu.machine.simulation import VIRTUAL_ENTRIES, Simulation
 from emu.machine.timer import timer_main
 from emu.native.compile import compile_entries
 from emu.native.events import drain_ring
 from emu.native.futex import EVERYONE, futex_wake
 from emu.native.segment import SegmentError
 from emu.workload.program import OP_UNMAP, Workload
-
-ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine)
-RECORDING_ENTRIES = (*ENTRIES, drain_ring)
 
 _START_S = 60.0
 _MEASURED_CPUS = 4
@@ -65,9 +63,11 @@ class MachineRun:
     warnings: list[str] = field(default_factory=list)
 
 
-def compile_machine(on_compile: Callable[[int, int], None] | None = None, *, recording: bool = False) -> bool:
+def compile_machine(machine: MachineConfig, on_compile: Callable[[int, int], None] | None = None) -> bool:
     """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
-    return compile_entries(RECORDING_ENTRIES if recording else ENTRIES, on_compile)
+    entries = (init_machine, teardown_machine)
+    entries += VIRTUAL_ENTRIES if machine.engine == "sim" else (cpu_main, timer_main, hypervisor_main)
+    return compile_entries((*entries, drain_ring) if machine.record else entries, on_compile)
 
 
 def run_machine(
@@ -97,15 +97,16 @@ def run_machine(
     Raises:
         MachineError: when it cannot be started; nothing is left behind.
     """
-    compile_machine(on_compile, recording=config.machine.record)
+    compile_machine(config.machine, on_compile)
     try:
         layout = Layout(config, domain, workload, real_time=real_time)
     except SegmentError as error:
         raise MachineError(str(error)) from None
     try:
         events = EventWriter(layout, record_to)
-        machine = Machine(layout, events, on_progress or (lambda _fraction: None))
-        with machine.listening(), events:
+        kind = Simulation if layout.is_virtual else Machine
+        machine = kind(layout, events, on_progress or (lambda _fraction: None))
+        with listening(machine), events:
             machine.run()
         recording = record(layout, machine.members)
         if not machine.died:
@@ -117,6 +118,24 @@ def run_machine(
     recording.events_recorded, recording.events_lost = events.recorded, events.lost
     warnings = _warnings(layout, recording) + ([events.problem] if events.problem else [])
     return MachineRun(recording, machine.died, machine.interrupted, warnings)
+
+
+@contextmanager
+def listening(machine: Machine | Simulation) -> Iterator[None]:
+    """Take Ctrl-C and SIGTERM as the wish to stop, where signals can be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        machine.interrupted = True
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _warnings(layout: Layout, recording: Recording) -> list[str]:
@@ -152,15 +171,9 @@ class Machine:
 
     def _member(self, slot: int) -> Member:
         layout = self.layout
-        if slot < layout.cpus:
-            name, run = f"cpu {slot}", cpu_main
-        elif slot == layout.timer:
-            name, run = "timer", timer_main
-        else:
-            number = slot - layout.first_server
-            name, run = f"hypervisor {number}" if layout.servers > 1 else "hypervisor", hypervisor_main
+        run = cpu_main if slot < layout.cpus else timer_main if slot == layout.timer else hypervisor_main
         return Member(
-            name=name,
+            name=layout.name_of(slot),
             slot=slot,
             context=layout.segment["contexts"][slot],
             address=layout.segment.address("contexts", slot),
@@ -179,23 +192,6 @@ class Machine:
             return available[slot]
         core = self.layout.cpus + slot - self.layout.first_server
         return available[core] if core < len(available) else None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as the wish to stop, where signals can be had."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(_number: int, _frame: Any) -> None:
-            self.interrupted = True
-
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def run(self) -> None:
         """Start all, let them run, stop all.

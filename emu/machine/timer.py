@@ -29,10 +29,9 @@ def _run_timer(cpu: Any, domain: Any, timer: int) -> None:
             return
 
 
-@entry
-def timer_main(context: int) -> int:
-    """Process of the timer; ends when the CPUs have."""
-    cpu = deref(cpu_t, context)
+@jit
+def live_as_timer(cpu: Any) -> None:
+    """The life of the timer; it ends when the CPUs have."""
     domain = deref(iommu_domain, cpu.domain)
     retired = deref(int64_t, cpu.retired)
     if wait_for_go(cpu):
@@ -41,4 +40,10 @@ def timer_main(context: int) -> int:
             if timer:
                 _run_timer(cpu, domain, timer)
     cpu.finished = 1
+
+
+@entry
+def timer_main(context: int) -> int:
+    """Process of the timer."""
+    live_as_timer(deref(cpu_t, context))
     return 0

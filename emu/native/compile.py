@@ -24,6 +24,7 @@ from numba import njit
 from numba.core import config, event
 
 from emu.native.clock import TICKS_ARE_CYCLES
+from emu.native.llvm import SWITCHES_BY_ASSEMBLY
 from emu.native.whole_program import whole_program
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def source_key() -> str:
         for path in sorted((PACKAGE / folder).glob("*.py")):
             digest.update(f"{folder}/{path.name}".encode())
             digest.update(path.read_bytes())
-    digest.update(f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES}".encode())
+    digest.update(f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES} {SWITCHES_BY_ASSEMBLY}".encode())
     return digest.hexdigest()
 
 

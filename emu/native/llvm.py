@@ -4,18 +4,20 @@ A `Primitive` has two meanings. Called from interpreted Python it runs its plain
 code it emits the LLVM instructions given here. The plain functions live beside their names in `atomics.py`, `clock.py`
 and `futex.py`; nothing outside this file builds IR.
 
-Pitfalls this file knows about: inline assembly would abort the process (LLVM's assembly parser is not initialised), so
-`pause` and `rdtsc` come from target intrinsics; libc is called by symbol name, because a ctypes pointer would turn
-numba's cache off; a field primitive must refuse non-literal field names with None, or users see a masked error.
+Pitfalls this file knows about: inline assembly aborts the process unless LLVM's assembly parser is initialised, which
+only the switch of stacks asks for; `pause` and `rdtsc` come from target intrinsics. libc is called by symbol name,
+because a ctypes pointer would turn numba's cache off. A field primitive must refuse non-literal field names with None,
+or users see a masked error.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.core.extending import _Intrinsic
@@ -28,6 +30,9 @@ _CLOCK_MONOTONIC = 1
 
 MACHINE = platform.machine()
 IS_X86 = MACHINE in ("x86_64", "AMD64")
+
+SWITCHES_BY_ASSEMBLY = IS_X86 and "EMU_PORTABLE_STACKS" not in os.environ
+"""Otherwise stacks are switched by libc's swapcontext(), which costs a system call."""
 
 Typing = Callable[..., Any]
 
@@ -353,3 +358,63 @@ def _futex(builder: Any, number: int, address: Any, operation: int, value: Any, 
     syscall = _symbol(builder, "syscall", _I64, [_I64] * 7)
     zero = _I64(0)
     return builder.call(syscall, [_I64(number), address, _I64(operation), value, timespec, zero, zero])
+
+
+_SWITCH_X86_64 = """
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    pushq %rdi
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %rdi
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+"""
+"""What the System V ABI has a called function keep, and the register of the first argument, for the function that a
+fresh stack begins with: that stack's return address."""
+SAVED_REGISTERS = 7
+
+
+def switch_stack() -> Typing:
+    """`op(save, to)`: go on, on another stack, where that was left; return when somebody switches back.
+
+    The stack pointer, or with swapcontext() the address of the ucontext_t, is kept in the word at `save`.
+    """
+
+    def typing(typingctx: Any, save: Any, to: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if SWITCHES_BY_ASSEMBLY:
+                builder.call(_switch_function(builder.module), args)
+            else:
+                mine = builder.load(builder.inttoptr(args[0], _I64.as_pointer()))
+                builder.call(_symbol(builder, "swapcontext", _I32, [_I64, _I64]), [mine, args[1]])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return typing
+
+
+def _switch_function(module: Any) -> Any:
+    """A function of its own, never inlined: its pushes would write over what a caller keeps below its stack pointer."""
+    name = "emu_switch_stack"
+    if name in module.globals:
+        return module.globals[name]
+    binding.initialize_native_asmparser()
+    function = ir.Function(module, ir.FunctionType(_VOID, [_I64, _I64]), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("naked")
+    function.attributes.add("noinline")
+    body = ir.IRBuilder(function.append_basic_block())
+    body.asm(ir.FunctionType(_VOID, []), _SWITCH_X86_64, "~{memory}", [], side_effect=True)
+    body.unreachable()
+    return function

@@ -3,7 +3,8 @@
 The word is 0 or the owner's name (slot and generation, never a pid: a zombie's pid looks alive), with a bit that says
 someone sleeps. Taking a free lock is one compare-and-exchange, giving it back one exchange. A waiter spins briefly,
 then sleeps on the word; with more processes than cores that is several times faster than spinning on. Sleeps are
-bounded, and a waiter whose owner has been published dead takes the lock over.
+bounded, and a waiter whose owner has been published dead takes the lock over. On virtual clocks waiters get the lock in
+the order in which they came, each when the one before gives it back, as from the kernel's queued spinlocks.
 
 Whoever calls passes its context record `cpu`, of which this file needs `owner` (int32, the name) and `dead_generation`
 (address of one int64 for each slot, the generation that died there).
@@ -16,8 +17,11 @@ from typing import Any
 from emu.native.atomics import cmpxchg, read_once, xchg
 from emu.native.clock import cpu_relax, sched_yield, ticks
 from emu.native.compile import inline, jit, slow
+from emu.native.cost import COST_LOCK, COST_TRANSFER
+from emu.native.engine import by_engine
 from emu.native.futex import futex_wait, futex_wake
-from emu.native.record import address_of, element, int64_t, struct
+from emu.native.record import address_of, deref, element, int64_t, struct
+from emu.native.virtual import NEVER_PS, PS, cost_ps, fiber_of, give_way, sleep_on, wake_first, world_t
 
 spinlock_t = struct(
     lines=("val",),
@@ -27,8 +31,11 @@ spinlock_t = struct(
     contended="i8",
     total_wait="i8",
     max_wait="i8",
+    free_at_ps="i8",
+    last_owner="i4",
 )
-"""`total_wait` and `max_wait` in ticks; all but `val` are written by the owner only."""
+"""`total_wait` and `max_wait` in ticks; all but `val` are written by the owner only. The last two belong to virtual
+clocks: when, and by whom, the lock was given back."""
 
 SLOT_BITS = 13
 SLOT_MASK = (1 << SLOT_BITS) - 1
@@ -44,26 +51,22 @@ def owner_word(slot: int, generation: int) -> int:
 
 
 @inline
-def spin_lock(cpu: Any, lock: Any) -> None:
-    """Take the lock. Acquire: pairs with the release in `spin_unlock`."""
+def _spin_lock(cpu: Any, lock: Any) -> None:
+    # Acquire: pairs with the release in _spin_unlock().
     if cmpxchg(lock, "val", 0, cpu.owner) != 0:
         _spin_lock_slow(cpu, lock)
     lock.acquisitions += 1
 
 
 @inline
-def spin_unlock(cpu: Any, lock: Any) -> None:
-    """Give the lock back. Release: pairs with the acquire in `spin_lock`."""
+def _spin_unlock(cpu: Any, lock: Any) -> None:
+    # Release: pairs with the acquire in _spin_lock().
     if xchg(lock, "val", 0) & WAITERS:
         futex_wake(address_of(lock, "val"), 1)
 
 
 @inline
-def spin_lock_polling(cpu: Any, lock: Any) -> None:
-    """Take the lock without ever sleeping on it: waiters give their core away between looks.
-
-    Whoever gives the lock back then wakes nobody, and is not preempted for it before its next step.
-    """
+def _spin_lock_polling(cpu: Any, lock: Any) -> None:
     if cmpxchg(lock, "val", 0, cpu.owner) != 0:
         _spin_lock_polling_slow(cpu, lock)
     lock.acquisitions += 1
@@ -139,3 +142,60 @@ def _is_dead(cpu: Any, word: int) -> bool:
     slot = (word & SLOT_MASK) - 1
     generation = (word & ~WAITERS) >> SLOT_BITS
     return bool(read_once(element(int64_t, cpu.dead_generation, slot), "value") == generation)
+
+
+@inline
+def _lock_virtually(cpu: Any, lock: Any) -> None:
+    fiber = fiber_of(cpu)
+    give_way(fiber)
+    world = deref(world_t, fiber.world)
+    fiber.now_ps += cost_ps(world, COST_LOCK)
+    if lock.last_owner != cpu.owner:
+        fiber.now_ps += cost_ps(world, COST_TRANSFER)
+    if lock.val != 0 or lock.free_at_ps > fiber.now_ps:
+        _queue_for_lock(cpu, lock)
+    lock.val |= cpu.owner
+    lock.acquisitions += 1
+
+
+@slow
+def _queue_for_lock(cpu: Any, lock: Any) -> None:
+    """Wait for those who came before; whoever gives the lock back leaves it to the first of the queue."""
+    fiber = fiber_of(cpu)
+    since_ps = fiber.now_ps
+    if lock.val != 0:
+        lock.val |= WAITERS
+        sleep_on(fiber, address_of(lock, "val"), NEVER_PS)
+    # A CPU whose clock is a little ahead may have given it back already, in this one's future.
+    fiber.now_ps = max(fiber.now_ps, lock.free_at_ps)
+    _note_wait(lock, (fiber.now_ps - since_ps) // PS)
+
+
+@inline
+def _unlock_virtually(cpu: Any, lock: Any) -> None:
+    fiber = fiber_of(cpu)
+    lock.free_at_ps = fiber.now_ps
+    lock.last_owner = cpu.owner
+    if lock.val & WAITERS:
+        _pass_lock_on(fiber, lock)
+    else:
+        lock.val = 0
+
+
+@slow
+def _pass_lock_on(fiber: Any, lock: Any) -> None:
+    # Held for the next one, so that nobody who comes meanwhile is served before it.
+    lock.val = WAITERS if wake_first(deref(world_t, fiber.world), address_of(lock, "val"), fiber.now_ps) else 0
+
+
+spin_lock = by_engine(_spin_lock, _lock_virtually)
+"""`spin_lock(cpu, lock)`: take the lock. Acquire: pairs with the release in `spin_unlock`."""
+
+spin_unlock = by_engine(_spin_unlock, _unlock_virtually)
+"""`spin_unlock(cpu, lock)`: give the lock back. Release: pairs with the acquire in `spin_lock`."""
+
+spin_lock_polling = by_engine(_spin_lock_polling, _lock_virtually)
+"""`spin_lock_polling(cpu, lock)`: take the lock without ever sleeping on it: waiters give their core away between looks.
+
+Whoever gives the lock back then wakes nobody, and is not preempted for it before its next step.
+"""

@@ -45,29 +45,39 @@ class SegmentPlan:
         self.arrays[name] = (offset, form, count)
         self.size = offset + form.itemsize * count
 
-    def create(self) -> Segment:
+    def create(self, *, private: bool = False) -> Segment:
         """Reserve and map the memory, all zero.
 
+        Args:
+            private: for this process only, and not in /dev/shm; pages that are never touched then cost nothing.
+
         Raises:
-            SegmentError: when /dev/shm has no room.
+            SegmentError: when there is no room.
         """
-        return Segment(self)
+        return Segment(self, private=private)
 
 
 class Segment:
     """Mapped shared memory with named arrays.
 
     Attributes:
-        name: file name in /dev/shm.
+        name: file name in /dev/shm, where it is shared.
         size: bytes, whole pages.
         base: address at which it is mapped here and in every process forked from here.
     """
 
-    def __init__(self, plan: SegmentPlan) -> None:
-        sweep()
+    def __init__(self, plan: SegmentPlan, *, private: bool) -> None:
         self._plan = plan
         # Addresses, not only offsets, are aligned: some room to move the first byte.
         self.size = -(-(plan.size + _BASE_ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._linked = False
+        memory = _private_memory(self.size) if private else self._shared_memory()
+        mapped = np.frombuffer(memory, np.uint8)
+        self._bytes = mapped[-int(mapped.ctypes.data) % _BASE_ALIGNMENT :]
+        self.base = int(self._bytes.ctypes.data)
+
+    def _shared_memory(self) -> mmap.mmap:
+        sweep()
         self.name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         try:
             self._shared: Any = shared_memory.SharedMemory(self.name, create=True, size=self.size)
@@ -85,9 +95,7 @@ class Segment:
             self.unlink()
             raise SegmentError(_no_room(self.size, error)) from None
         self._shared.close()
-        mapped = np.frombuffer(memory, np.uint8)
-        self._bytes = mapped[-int(mapped.ctypes.data) % _BASE_ALIGNMENT :]
-        self.base = int(self._bytes.ctypes.data)
+        return memory
 
     def __getitem__(self, name: str) -> Any:
         """The array of that name, as a view."""
@@ -109,6 +117,15 @@ class Segment:
         if self._linked:
             self._linked = False
             self._shared.unlink()
+
+
+def _private_memory(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise SegmentError(
+            f"{error.strerror} for {size / 2**20:.0f} MiB; use fewer CPUs or a smaller domain.aperture_mb"
+        ) from None
 
 
 def _no_room(size: int, error: OSError) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 from emu.native.atomics import cmpxchg, fetch_add, read_once, smp_load_acquire, smp_mb, smp_store_release, write_once
 from emu.native.compile import inline, jit, slow
-from emu.native.futex import EVERYONE, futex_wait, futex_wake
+from emu.native.futex import EVERYONE
 from emu.native.record import address_of, deref, element, int64_t, struct
 from emu.native.time import now_ns
+from emu.native.wait import wait_on, wake_up
 
 TIMER_IDLE, TIMER_ARMING, TIMER_PENDING = 0, 1, 2
 
@@ -64,15 +65,15 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     # Either this CPU sees the sleeper's bedtime or the sleeper sees the timer: pairs with smp_mb() in wait_for_timer().
     smp_mb()
     if expires_ns < read_once(base, "sleeps_until_ns"):
-        wake_timers(base)
+        wake_timers(cpu, base)
     return True
 
 
 @inline
-def wake_timers(base: Any) -> None:
+def wake_timers(cpu: Any, base: Any) -> None:
     """Make the timer process look again."""
     fetch_add(base, "doorbell", 1)
-    futex_wake(address_of(base, "doorbell"), EVERYONE)
+    wake_up(cpu, address_of(base, "doorbell"), EVERYONE)
 
 
 @jit
@@ -108,7 +109,7 @@ def wait_for_timer(cpu: Any, longest_ns: int) -> int:
     if _next_timer(base) == address:
         remaining_ns = until_ns - now_ns(cpu)
         if remaining_ns > 0:
-            futex_wait(address_of(base, "doorbell"), seen, remaining_ns)
+            wait_on(cpu, address_of(base, "doorbell"), seen, remaining_ns)
     write_once(base, "sleeps_until_ns", 0)
     address = _next_timer(base)
     if address == 0:

@@ -8,7 +8,7 @@ from emu.config import load
 from emu.iommu.io_pgtable import ZPCI_PT_SIZE, ZPCI_PTE_INVALID
 from emu.machine.event_writer import EventWriter
 from emu.machine.layout import Layout
-from emu.machine.supervisor import Machine, compile_machine
+from emu.machine.supervisor import Machine, compile_machine, listening
 from emu.workload.map_benchmark import map_benchmark_workload
 
 FREE_OF_COST = {"intercept_ns": 0.0, "walk_ns": 0.0, "change_ns": 0.0}
@@ -25,11 +25,11 @@ def stopped_machine(domain="DMA", *, cpus=1, pairs=200, hypervisor=(), on_beat=N
     values += [("hypervisor", key, value) for key, value in {**FREE_OF_COST, **dict(hypervisor)}.items()]
     values += [("domain", key, value) for key, value in {"aperture_mb": 16, **options}.items()]
     config = load(preset="kvm", overrides=values)
-    compile_machine()
+    compile_machine(config.machine)
     layout = Layout(config, domain, map_benchmark_workload(config, pairs), real_time=False)
     try:
         machine = Machine(layout, EventWriter(layout, None), lambda _: on_beat and on_beat(machine))
-        with machine.listening():
+        with listening(machine):
             machine.run()
         yield machine, layout
     finally:

@@ -1,0 +1,47 @@
+"""Two meanings of one step: on the machine's own clocks, and on virtual ones.
+
+A context record whose first field is called `virtual` belongs to an emulated CPU with a clock of its own; any other to
+a process or a thread. The type of the context decides when the code is compiled, so neither engine pays for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.core import config
+from numba.extending import overload
+
+_SAME_SIGNATURE: dict[int, Callable[[Any], Any]] = {
+    1: lambda f: lambda cpu: f(cpu),
+    2: lambda f: lambda cpu, a: f(cpu, a),
+    3: lambda f: lambda cpu, a, b: f(cpu, a, b),
+    4: lambda f: lambda cpu, a, b, c: f(cpu, a, b, c),
+}
+"""numba compares the names of arguments, so a chooser and what it chooses are made from one pattern."""
+
+
+def _is_virtual_type(cpu: Any) -> bool:
+    return isinstance(cpu, types.Record) and "virtual" in cpu.fields
+
+
+def by_engine(native: Any, virtual: Any) -> Any:
+    """A step that is `native` for the context of a process or thread and `virtual` for one with a virtual clock.
+
+    Args:
+        native, virtual: compiled functions of the same one to four arguments, the context first.
+    """
+    if config.DISABLE_JIT:
+        return lambda cpu, *rest: (virtual if cpu.dtype.names[0] == "virtual" else native)(cpu, *rest)
+
+    def step(*_arguments: Any) -> Any:
+        raise NotImplementedError("a part of compiled code")
+
+    step.__name__ = step.__qualname__ = native.py_func.__name__
+    same_signature = _SAME_SIGNATURE[native.py_func.__code__.co_argcount]
+    chosen = {False: same_signature(native), True: same_signature(virtual)}
+    choose = same_signature(lambda cpu, *_rest: chosen[_is_virtual_type(cpu)])
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True, "no_cfunc_wrapper": True}
+    overload(step, jit_options=options)(choose)
+    return step
