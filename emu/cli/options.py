@@ -68,7 +68,11 @@ class MachineOptions:
         ),
     ] = None
     engine: Annotated[
-        str | None, Parameter(help="What an emulated CPU is: processes or threads; default processes.")
+        str | None,
+        Parameter(
+            help="What an emulated CPU is: processes or threads; or sim, virtual clocks, for 1 to 4096 CPUs on any "
+            "machine; default processes."
+        ),
     ] = None
     fq_size: Annotated[
         int | None,

@@ -51,8 +51,9 @@ class Session:
         self._command = command
         self._config = config
         self._output = output
+        self._is_virtual = config.machine.engine == "sim"
         self._environment = environment()
-        self._warnings = scheduling_warnings(self._environment, config.machine.cpus, _hypervisors(config))
+        self._warnings = self._warnings_beforehand()
         self._died: str | None = None
         self._interrupted = False
         self._error: str | None = None
@@ -179,9 +180,17 @@ class Session:
             self._folder.log("interrupted", domain=domain)
         self._folder.log("domain_finished", domain=domain, **{name: run[name] for name in _KEY_FIGURES})
 
+    def _warnings_beforehand(self) -> list[str]:
+        # Virtual clocks do not know how busy this machine is.
+        if self._is_virtual:
+            return []
+        return scheduling_warnings(self._environment, self._config.machine.cpus, _hypervisors(self._config))
+
     def _summary(self) -> dict[str, Any]:
-        whole = {**self._environment, "warnings": self._warnings}
-        folder = str(self._folder.path) if self._folder.path else None
+        # On virtual clocks the same description gives the same summary to the byte, wherever and whenever it runs.
+        known = {"emu": self._environment["emu"]} if self._is_virtual else self._environment
+        whole = {**known, "warnings": self._warnings}
+        folder = str(self._folder.path) if self._folder.path and not self._is_virtual else None
         return summary(whole, self.runs, command=self._command, folder=folder, **self.more)
 
     def _all_warnings(self) -> list[str]:

@@ -32,9 +32,9 @@ from emu.native.atomics import (
     xchg,
 )
 from emu.native.compile import inline, jit, slow
+from emu.native.cost import COST_QUEUE, COST_RECLAIM
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, pointer_to, struct
-from emu.native.cost import COST_QUEUE, COST_RECLAIM
 from emu.native.time import charge, now_ticks, yield_core
 from emu.native.timer import add_timer, timer_t
 

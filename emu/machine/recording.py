@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from emu.iommu.flush_queue import iova_fq
 from emu.machine.context import ROLE_HYPERVISOR
-from emu.machine.crew import Member
 from emu.machine.layout import HISTOGRAMS, Layout
 from emu.native.histogram import BUCKETS
+
+
+class Named(Protocol):
+    """A process, thread or fiber: its name and, once it has ended, how."""
+
+    name: str
+    exit: int | None
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ class Recording:
     supervisor: Any = None
 
 
-def record(layout: Layout, members: list[Member]) -> Recording:
+def record(layout: Layout, members: Sequence[Named]) -> Recording:
     """Copy a stopped machine's segment."""
     segment = layout.segment
     contexts = segment.copy_of("contexts")[: layout.supervisor]

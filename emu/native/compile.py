@@ -43,7 +43,9 @@ def source_key() -> str:
         for path in sorted((PACKAGE / folder).glob("*.py")):
             digest.update(f"{folder}/{path.name}".encode())
             digest.update(path.read_bytes())
-    digest.update(f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES} {SWITCHES_BY_ASSEMBLY}".encode())
+    digest.update(
+        f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES} {SWITCHES_BY_ASSEMBLY}".encode()
+    )
     return digest.hexdigest()
 
 

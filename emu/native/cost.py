@@ -7,9 +7,9 @@ another CPU had them last, and how often the allocator's tree is asked. `emu doc
 from __future__ import annotations
 
 COSTS = ("map", "unmap", "map_page", "unmap_page", "queue", "reclaim", "lock", "transfer", "tree", "wake", "relax")
-"""Their names: one call of the DMA API each, each page of it, an append to a flush queue, an IOVA freed after a flush; a
-lock taken and given back, and the same when another CPU had it last; a range allocated from the tree or given back to
-it; a sleeper that is woken; a look at a word that has not changed."""
+"""Their names: a call of the DMA API, each page of it, an append to a flush queue, an IOVA freed after a flush; a lock
+taken and given back, and what that costs more when another CPU had it last; a range allocated from the tree or given
+back to it; until a sleeper runs that was woken; a look at a word that has not changed."""
 (
     COST_MAP,
     COST_UNMAP,

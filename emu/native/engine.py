@@ -14,10 +14,10 @@ from numba.core import config
 from numba.extending import overload
 
 _SAME_SIGNATURE: dict[int, Callable[[Any], Any]] = {
-    1: lambda f: lambda cpu: f(cpu),
-    2: lambda f: lambda cpu, a: f(cpu, a),
-    3: lambda f: lambda cpu, a, b: f(cpu, a, b),
-    4: lambda f: lambda cpu, a, b, c: f(cpu, a, b, c),
+    1: lambda f: lambda cpu: f(cpu),  # noqa: PLW0108 - the signature is what it is for
+    2: lambda f: lambda cpu, a: f(cpu, a),  # noqa: PLW0108
+    3: lambda f: lambda cpu, a, b: f(cpu, a, b),  # noqa: PLW0108
+    4: lambda f: lambda cpu, a, b, c: f(cpu, a, b, c),  # noqa: PLW0108
 }
 """numba compares the names of arguments, so a chooser and what it chooses are made from one pattern."""
 
@@ -30,7 +30,8 @@ def by_engine(native: Any, virtual: Any) -> Any:
     """A step that is `native` for the context of a process or thread and `virtual` for one with a virtual clock.
 
     Args:
-        native, virtual: compiled functions of the same one to four arguments, the context first.
+        native: a compiled function of one to four arguments, the context first.
+        virtual: another of as many.
     """
     if config.DISABLE_JIT:
         return lambda cpu, *rest: (virtual if cpu.dtype.names[0] == "virtual" else native)(cpu, *rest)

@@ -195,7 +195,7 @@ spin_unlock = by_engine(_spin_unlock, _unlock_virtually)
 """`spin_unlock(cpu, lock)`: give the lock back. Release: pairs with the acquire in `spin_lock`."""
 
 spin_lock_polling = by_engine(_spin_lock_polling, _lock_virtually)
-"""`spin_lock_polling(cpu, lock)`: take the lock without ever sleeping on it: waiters give their core away between looks.
+"""`spin_lock_polling(cpu, lock)`: take it without ever sleeping on it: waiters give their core away between looks.
 
 Whoever gives the lock back then wakes nobody, and is not preempted for it before its next step.
 """

@@ -56,9 +56,9 @@ world_t = struct(
     first_waiter=("i8", (_QUEUES,)),
     last_waiter=("i8", (_QUEUES,)),
 )
-"""`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot is.
-`horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many steps it may
-still take before Python is asked again."""
+"""`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot
+is. `horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many
+steps it may still take before Python is asked again."""
 
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
@@ -317,7 +317,9 @@ def init_world(world: Any, fibers: Any, turns: Any, turn_of: Any, *, slack_ns: f
 
     Args:
         world: its world_t.
-        fibers, turns, turn_of: arrays of as many fiber_t, turn_t and int64.
+        fibers: array of fiber_t.
+        turns: array of as many turn_t.
+        turn_of: as many int64.
         slack_ns: how far a fiber may run ahead of the others in the midst of an operation.
         costs_ns: what each step of COSTS costs.
     """

@@ -26,8 +26,8 @@ def _wait_virtually(cpu: Any, address: int, expected: int, timeout_ns: int) -> N
 
 
 wait_on = by_engine(_wait, _wait_virtually)
-"""`wait_on(cpu, address, expected, timeout_ns)`: sleep while the 32-bit word is `expected`; 0 or less waits for ever. May
-return for no reason."""
+"""`wait_on(cpu, address, expected, timeout_ns)`: sleep while the 32-bit word is `expected`; 0 or less waits for ever.
+May return for no reason."""
 
 
 @inline
