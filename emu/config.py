@@ -57,6 +57,13 @@ class MachineConfig(_Section):
     )
     seed: int = Field(1, ge=0, lt=2**63, description="of everything random")
     hz: Literal[100, 250, 300, 1000] = Field(250, description="timer ticks a second")
+    jiffies_start_ms: float = Field(
+        0.0,
+        ge=-3_600_000,
+        le=3_600_000,
+        description="where jiffies are counted from, in ms after the start of a run on virtual clocks: timers fire at "
+        "whole jiffies and, the longer they run, at multiples of 8, 64, …",
+    )
     pin: bool = Field(True, description="bind CPUs to cores when there are enough")
     record: bool = Field(False, description="write every map and unmap to events-cpuN.bin in the run's folder")
     check: bool = Field(True, description="check on every operation that no IOVA is handed out twice")

@@ -9,6 +9,7 @@ from typing import Any
 
 from emu.analysis.run_result import run_result
 from emu.config import Config, DomainType
+from emu.machine.event_writer import EventCollector
 from emu.machine.supervisor import MachineError, compile_machine
 from emu.machine.supervisor import run_machine as _run_machine
 from emu.workload.program import Workload
@@ -40,6 +41,7 @@ def run_machine(
     *,
     real_time: bool = False,
     record_to: Path | None = None,
+    collect_in: EventCollector | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
@@ -50,6 +52,7 @@ def run_machine(
         workload,
         real_time=real_time,
         record_to=record_to,
+        collect_in=collect_in,
         on_compile=on_compile,
         on_progress=on_progress,
     )

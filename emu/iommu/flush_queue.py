@@ -18,6 +18,7 @@ from typing import Any
 from emu.iommu.exposure import close_window
 from emu.iommu.iova import free_iova_fast, iova_domain
 from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all
+from emu.iommu.tracepoints import EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, trace
 from emu.native.atomics import (
     atomic64_t,
     atomic_t,
@@ -138,6 +139,7 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
     write_once(cookie.fq_timer_on, "counter", 0)
     cpu.ctrs.flushes_timeout += 1
+    trace(cpu, EVENT_FLUSH_TIMEOUT, 0)
     fq_flush_iotlb(cpu, cookie)
     if cookie.qt == SINGLE_QUEUE:
         fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
@@ -157,6 +159,7 @@ def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         # The kernel's append wraps: the ring reads as empty, and all it held is lost with the new entry.
         cpu.ctrs.overruns += 1
         cpu.ctrs.overrun_iovas += fq.mod_mask + 1
+        trace(cpu, EVENT_OVERRUN, fq.mod_mask + 1)
         return
     # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
     while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):

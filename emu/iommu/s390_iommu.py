@@ -9,6 +9,7 @@ from typing import Any
 
 from emu.hypervisor.rpcit import RPCIT_INSUFFICIENT_RESOURCES, rpcit
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
+from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSHED, trace
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
 from emu.native.record import element, struct
@@ -86,7 +87,10 @@ def _map_segments(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, segments:
 def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any) -> int:
     """Global RPCIT over the aperture."""
     cpu.ctrs.global_rpcits += 1
-    return rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    trace(cpu, EVENT_FLUSH, 0)
+    status = rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    trace(cpu, EVENT_FLUSHED, 0)
+    return status
 
 
 @slow

@@ -8,9 +8,6 @@ from emu.native.record import struct
 
 ROLE_CPU, ROLE_TIMER, ROLE_HYPERVISOR, ROLE_SUPERVISOR = range(4)
 
-EVENT_MAP, EVENT_UNMAP = 1, 2
-"""Codes of recorded operations; `a` is the first pfn (0: the map failed) and `b` the number of pages."""
-
 SLOT_FREE, SLOT_MAPPED, SLOT_FAILED = 0, 1, 2
 SLOT_STATE = 3
 SLOT_WAITERS = 4

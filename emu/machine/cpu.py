@@ -8,9 +8,8 @@ from emu.iommu.counters import iommu_ctrs
 from emu.iommu.dma import dma_map, dma_unmap
 from emu.iommu.domain import iommu_domain
 from emu.iommu.s390_iommu import int32_t
+from emu.iommu.tracepoints import EVENT_MAP, EVENT_UNMAP
 from emu.machine.context import (
-    EVENT_MAP,
-    EVENT_UNMAP,
     SLOT_FAILED,
     SLOT_FREE,
     SLOT_MAPPED,

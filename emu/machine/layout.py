@@ -36,7 +36,7 @@ from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
 from emu.native.timer import timer_base_t
-from emu.native.virtual import fiber_t, init_world, turn_t, world_t
+from emu.native.virtual import PS, START_PS, fiber_t, init_world, turn_t, world_t
 from emu.workload.program import OP_MARK, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
@@ -151,8 +151,8 @@ class Layout:
         self.marks_per_cpu = 1 + max((int((p.ops["code"] == OP_MARK).sum()) for p in self.workload.programs), default=0)
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
         if self.config.machine.record:
-            plan.add("event_rings", event_ring_t, self.cpus)
-            plan.add("events", event_t, self.cpus * EVENTS_PER_CPU)
+            plan.add("event_rings", event_ring_t, self.cpus + 1)
+            plan.add("events", event_t, (self.cpus + 1) * EVENTS_PER_CPU)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
         plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
@@ -179,6 +179,8 @@ class Layout:
         self._fill_load()
         for slot in range(self.contexts):
             self._fill_context(slot)
+        if self.config.machine.record:
+            self._fill_event_rings()
         self._fill_programs(real_time=real_time)
         if self.is_virtual:
             self._fill_world()
@@ -274,6 +276,8 @@ class Layout:
     def _fill_timers(self) -> None:
         at, base, timers = self.segment.address, self.segment["timer_base"][0], self.segment["timers"]
         base.tick_ns = 1_000_000_000 // self.config.machine.hz
+        if self.is_virtual:
+            base.jiffies_start_ns = START_PS // PS + round(self.config.machine.jiffies_start_ms * 1e6)
         base.timers = at("timers")
         cookie = at("domain") + iommu_domain.fields["cookie"][1]  # type: ignore[index]
         timers[0] = cookie + self.segment["domain"].dtype["cookie"].fields["fq_timer"][1]
@@ -347,6 +351,13 @@ class Layout:
         cpu.segments = at("segments")
         cpu.pair_limit = _UNLIMITED
 
+    def _fill_event_rings(self) -> None:
+        """One for each CPU and, last, one for the timer."""
+        for number, slot in enumerate((*range(self.cpus), self.timer)):
+            first = self.segment.address("events", number * EVENTS_PER_CPU)
+            init_ring(self.segment["event_rings"][number], first, EVENTS_PER_CPU)
+            self.segment["contexts"][slot].events = self.segment.address("event_rings", number)
+
     def _fill_programs(self, *, real_time: bool) -> None:
         start, pairs = 0, self.config.machine.ops
         for number, program in enumerate(self.workload.programs):
@@ -356,13 +367,6 @@ class Layout:
             cpu.loop_start = program.loop_start
             cpu.real_time = real_time
             cpu.marks = self.segment.address("marks", number * self.marks_per_cpu)
-            if self.config.machine.record:
-                init_ring(
-                    self.segment["event_rings"][number],
-                    self.segment.address("events", number * EVENTS_PER_CPU),
-                    EVENTS_PER_CPU,
-                )
-                cpu.events = self.segment.address("event_rings", number)
             if pairs is not None and program.repeats:
                 cpu.pair_limit = -(-pairs // self.cpus)
             start += len(program.ops)

@@ -14,7 +14,7 @@ import numpy as np
 
 from emu.machine.context import SLOT_WAITERS, virtual_cpu_t
 from emu.machine.cpu import live_as_cpu
-from emu.machine.event_writer import EventWriter
+from emu.machine.event_writer import EventSink
 from emu.machine.hypervisor import live_as_server
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine
@@ -93,7 +93,7 @@ class Simulation:
 
     died: str | None = None
 
-    def __init__(self, layout: Layout, events: EventWriter, on_progress: Callable[[float], None]) -> None:
+    def __init__(self, layout: Layout, events: EventSink, on_progress: Callable[[float], None]) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [Fiber(layout.name_of(slot)) for slot in range(layout.supervisor)]

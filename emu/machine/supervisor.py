@@ -20,7 +20,7 @@ from emu.iommu.domain import FQ_WARNING
 from emu.machine.context import SLOT_WAITERS, control_t
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
-from emu.machine.event_writer import EventWriter
+from emu.machine.event_writer import EventCollector, EventSink, EventWriter
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, teardown_machine
@@ -77,6 +77,7 @@ def run_machine(
     *,
     real_time: bool = False,
     record_to: Path | None = None,
+    collect_in: EventCollector | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> MachineRun:
@@ -88,6 +89,7 @@ def run_machine(
         workload: one program for each CPU.
         real_time: honour the recorded times of the operations.
         record_to: folder for the CPUs' events, where the description says to record them.
+        collect_in: takes them instead.
         on_compile: told (functions compiled, functions known) while something is compiled.
         on_progress: told the fraction of the run that has passed, 0 to 1.
 
@@ -103,7 +105,7 @@ def run_machine(
     except SegmentError as error:
         raise MachineError(str(error)) from None
     try:
-        events = EventWriter(layout, record_to)
+        events = collect_in.attach(layout) if collect_in else EventWriter(layout, record_to)
         kind = Simulation if layout.is_virtual else Machine
         machine = kind(layout, events, on_progress or (lambda _fraction: None))
         with listening(machine), events:
@@ -157,7 +159,7 @@ class Machine:
         interrupted: whether a signal has asked to stop.
     """
 
-    def __init__(self, layout: Layout, events: EventWriter, on_progress: Callable[[float], None]) -> None:
+    def __init__(self, layout: Layout, events: EventSink, on_progress: Callable[[float], None]) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [self._member(slot) for slot in range(layout.supervisor)]

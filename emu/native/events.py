@@ -8,7 +8,8 @@ whole ring behind, for an event exists once `tail` has passed it.
 Emptying is a compiled entry too: NumPy's loads and stores come in the machine's own order, which is strong enough on
 x86_64 and not elsewhere.
 
-On disk a CPU's events are `events-cpuN.bin`: one line of text that describes the records, then the records.
+On disk a CPU's events are `events-cpuN.bin`, the timer's `events-timer.bin`: one line of text that describes the
+records, then the records.
 """
 
 from __future__ import annotations
@@ -119,14 +120,14 @@ def drain(ring: Any) -> npt.NDArray[np.void]:
 
 
 class EventFile:
-    """`events-cpuN.bin` in a folder, written chunk by chunk; read it with `read_events`.
+    """`events-NAME.bin` in a folder, written chunk by chunk; read it with `read_events`.
 
     Raises:
         OSError: also from `append`, after which the file must not be appended to any more.
     """
 
-    def __init__(self, folder: Path, cpu: int) -> None:
-        self.path = folder / f"events-cpu{cpu}.bin"
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"events-{name}.bin"
         self._file = self.path.open("wb")
         self._file.write(_header())
 

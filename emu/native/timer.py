@@ -26,10 +26,11 @@ timer_base_t = struct(
     doorbell="i4",
     sleeps_until_ns="i8",
     tick_ns="i8",
+    jiffies_start_ns="i8",
     timers="i8",
     count="i8",
 )
-"""`timers` is an array of `count` addresses of timer_t."""
+"""`timers` is an array of `count` addresses of timer_t; jiffies are counted from `jiffies_start_ns`."""
 
 NEVER = 1 << 62
 _WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
@@ -37,7 +38,7 @@ _WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
 
 @inline
 def _jiffies(cpu: Any, base: Any) -> int:
-    return now_ns(cpu) // base.tick_ns
+    return (now_ns(cpu) - base.jiffies_start_ns) // base.tick_ns
 
 
 @jit
@@ -57,7 +58,7 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
         return False
     base = deref(timer_base_t, cpu.timers)
     delta_jiffies = (delay_ns + base.tick_ns - 1) // base.tick_ns
-    expires_ns = wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
+    expires_ns = base.jiffies_start_ns + wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
     timer.armed_at_ns = now_ns(cpu)
     timer.armed_by = cpu.id
     timer.expires_ns = expires_ns

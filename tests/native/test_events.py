@@ -133,7 +133,7 @@ def test_a_ring_has_a_power_of_two_of_slots(count):
 
 def test_a_file_gives_back_the_chunks_that_were_written(tmp_path):
     events = some_events(10)
-    with EventFile(tmp_path, 3) as file:
+    with EventFile(tmp_path, "cpu3") as file:
         for chunk in (events[:4], events[4:4], events[4:]):
             file.append(chunk)
     assert file.path == tmp_path / "events-cpu3.bin"
@@ -143,14 +143,14 @@ def test_a_file_gives_back_the_chunks_that_were_written(tmp_path):
 
 
 def test_a_chunk_can_be_read_before_the_file_is_closed(tmp_path):
-    with EventFile(tmp_path, 0) as file:
+    with EventFile(tmp_path, "cpu0") as file:
         file.append(some_events(2))
         assert len(read_events(file.path)) == 2
 
 
 @pytest.mark.parametrize("missing", [1, 31, 32, 33])
 def test_a_truncated_last_record_is_left_out(tmp_path, missing):
-    with EventFile(tmp_path, 0) as file:
+    with EventFile(tmp_path, "cpu0") as file:
         file.append(some_events(5))
     with file.path.open("r+b") as raw:
         raw.truncate(file.path.stat().st_size - missing)
@@ -160,7 +160,7 @@ def test_a_truncated_last_record_is_left_out(tmp_path, missing):
 def test_a_file_of_the_other_byte_order_is_read(tmp_path):
     foreign = event_t.newbyteorder(">")
     path = tmp_path / "events-cpu0.bin"
-    with EventFile(tmp_path, 0):
+    with EventFile(tmp_path, "cpu0"):
         pass
     header = path.read_bytes().replace(b"<", b">")
     path.write_bytes(header + some_events(5).astype(foreign).tobytes())
