@@ -47,6 +47,10 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     request.pages = pages
     request.is_global = is_global
     request.posted_ns = now_ns(cpu)
+    if hv.recorded:
+        # Whatever had to wait for whatever did so when it was recorded.
+        serve_request(cpu, hv, request)
+        return request.status
     if hv.is_inline:
         spin_lock_polling(cpu, hv.lock)
         serve_request(cpu, hv, request)

@@ -48,11 +48,14 @@ hypervisor_t = struct(
     guest_table="i8",
     shadow=io_pgtable,
     free_at_ns="i8",
+    recorded="i8",
+    recorded_count="i8",
 )
 """`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `walk_ps` and `change_ps` in ps for
 each entry; `absent_counts`: entries of absent tables count as inspected; `shadows`: there is a shadow table to update;
 `servers`: processes that serve, 0 when inline; `lock`: held to serve inline, and by one of several servers to walk;
-`free_at_ns`: when the server served last became free (inline service)."""
+`free_at_ns`: when the server served last became free (inline service); `recorded`: array of `recorded_count`
+recorded_flush_t in the order of their beginnings, whose times flushes then take, or 0."""
 
 server_t = struct(
     lines=("requests",),

@@ -139,7 +139,7 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
     write_once(cookie.fq_timer_on, "counter", 0)
     cpu.ctrs.flushes_timeout += 1
-    trace(cpu, EVENT_FLUSH_TIMEOUT, 0)
+    trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
     fq_flush_iotlb(cpu, cookie)
     if cookie.qt == SINGLE_QUEUE:
         fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))

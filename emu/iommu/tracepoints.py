@@ -13,7 +13,7 @@ EVENT_MAP, EVENT_UNMAP = 1, 2
 """A call of the DMA API has ended; `a` is the first pfn (0: the map failed) and `b` the number of pages."""
 
 EVENT_FLUSH_TIMEOUT = 3
-"""fq_flush_timeout() begins: its flush follows."""
+"""fq_flush_timeout() begins, and its flush follows; `b` is when it was due, in ns."""
 
 EVENT_FLUSH, EVENT_FLUSHED = 4, 5
 """A domain-wide flush begins, and has ended. `a` is the number of unmaps that this CPU had finished before; during an

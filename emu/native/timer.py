@@ -18,8 +18,9 @@ from emu.native.wait import wait_on, wake_up
 
 TIMER_IDLE, TIMER_ARMING, TIMER_PENDING = 0, 1, 2
 
-timer_t = struct(state="i8", expires_ns="i8", armed_by="i8", armed_at_ns="i8")
-"""`armed_by` is the emulated CPU's number: the callback acts on its behalf."""
+timer_t = struct(state="i8", expires_ns="i8", due_ns="i8", armed_by="i8", armed_at_ns="i8", is_recorded="i8")
+"""`armed_by` is the emulated CPU's number: the callback acts on its behalf. It fires at `expires_ns`: when it is due
+or, with `is_recorded`, as late after that as it did when it was recorded."""
 
 timer_base_t = struct(
     lines=("doorbell", "tick_ns"),
@@ -29,10 +30,15 @@ timer_base_t = struct(
     jiffies_start_ns="i8",
     timers="i8",
     count="i8",
+    recorded="i8",
+    recorded_count="i8",
 )
-"""`timers` is an array of `count` addresses of timer_t; jiffies are counted from `jiffies_start_ns`."""
+"""`timers` is an array of `count` addresses of timer_t; jiffies are counted from `jiffies_start_ns`.
+`recorded`: array of `recorded_count` int64, the times in ns at which the recorded timer fired, or 0."""
 
 NEVER = 1 << 62
+_LATEST_NS = 25_000_000
+"""Later than that, a recorded timer was another one."""
 _WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
 
 
@@ -52,6 +58,22 @@ def wheel_expiry(now_jiffies: int, delta_jiffies: int) -> int:
 
 
 @slow
+def _recorded_firing_ns(base: Any, due_ns: int) -> int:
+    """When a timer that is due fired when it was recorded; when it is due if it did not."""
+    low, high = 0, base.recorded_count
+    while low < high:
+        middle = (low + high) >> 1
+        if element(int64_t, base.recorded, middle).value < due_ns - base.tick_ns:
+            low = middle + 1
+        else:
+            high = middle
+    if low == base.recorded_count:
+        return due_ns
+    fired_ns = element(int64_t, base.recorded, low).value
+    return fired_ns if fired_ns < due_ns + _LATEST_NS else due_ns
+
+
+@slow
 def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     """Arm a timer for `delay_ns` from now; False if it was armed already, which then stands."""
     if cmpxchg(timer, "state", TIMER_IDLE, TIMER_ARMING) != TIMER_IDLE:
@@ -61,6 +83,9 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     expires_ns = base.jiffies_start_ns + wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
     timer.armed_at_ns = now_ns(cpu)
     timer.armed_by = cpu.id
+    timer.due_ns = expires_ns
+    if base.recorded and timer.is_recorded:
+        expires_ns = _recorded_firing_ns(base, expires_ns)
     timer.expires_ns = expires_ns
     smp_store_release(timer, "state", TIMER_PENDING)
     # Either this CPU sees the sleeper's bedtime or the sleeper sees the timer: pairs with smp_mb() in wait_for_timer().
