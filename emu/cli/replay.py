@@ -33,8 +33,9 @@ def replay(
         Path,
         Parameter(
             name="CAPTURE",
-            help="Trace of iommu:map and iommu:unmap in ftrace's text form, plain or .gz; or the name of a capture of "
-            "the package, s390x-lazy-nvme or s390x-strict-nvme.",
+            help="Trace of iommu:map and iommu:unmap as text: tracefs' trace, trace-cmd report or perf script, plain "
+            "or .gz (/dev/stdin for a pipe); or the name of a capture of the package, s390x-lazy-nvme or "
+            "s390x-strict-nvme.",
         ),
     ],
     /,
@@ -54,8 +55,9 @@ def replay(
 
     from emu.capture.counters import read_counters
     from emu.capture.events import CaptureError
-    from emu.capture.ftrace import read_capture
+    from emu.capture.ftrace import ENTRIES, read_capture
     from emu.capture.shipped import find_capture
+    from emu.native.compile import compile_entries
     from emu.report.progress import ProgressBars
 
     try:
@@ -64,6 +66,7 @@ def replay(
         # Wrong options are told before a long trace is read.
         _configured(typed, kernel, capture_file)
         with ProgressBars(quiet=output.quiet) as bars:
+            compile_entries(ENTRIES, bars.compiled)
             capture = read_capture(capture_file, bars.read)
         typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
         config = _configured(typed, kernel, capture_file)

@@ -201,6 +201,19 @@ def record_element() -> Typing:
     return typing
 
 
+def byte_load() -> Typing:
+    """`op(address, index) -> int64`: one byte of an array of bytes, 0 to 255."""
+
+    def typing(typingctx: Any, address: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(builder.add(args[0], args[1]), ir.IntType(8).as_pointer())
+            return builder.zext(builder.load(pointer), _I64)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return typing
+
+
 def fence(ordering: str) -> Typing:
     """`op()`: a memory fence."""
 

@@ -67,6 +67,11 @@ def element(dtype: Any, address: int, index: int) -> Any:
     return deref(dtype, int(address) + int(index) * dtype.itemsize)
 
 
+def byte_at(address: int, index: int) -> int:
+    """Byte `index` of an array of bytes that starts at `address`."""
+    return ctypes.c_uint8.from_address(int(address) + int(index)).value
+
+
 def address_of(record: Any, field: str) -> int:
     """Address of a field."""
     return int(record.__array_interface__["data"][0]) + int(record.dtype.fields[field][1])
@@ -79,6 +84,7 @@ def pointer_to(record: Any) -> int:
 
 deref = llvm.Primitive(deref, llvm.record_at())
 element = llvm.Primitive(element, llvm.record_element())
+byte_at = llvm.Primitive(byte_at, llvm.byte_load())
 address_of = llvm.Primitive(address_of, llvm.field_address())
 pointer_to = llvm.Primitive(pointer_to, llvm.record_address())
 
