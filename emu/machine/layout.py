@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emu.config import Config, DomainType, cores
+from emu.hypervisor.recorded import recorded_flush_t
 from emu.hypervisor.state import hypervisor_t, request_t, server_t
 from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_LAZY, S390_STRICT, SINGLE_FQ, iommu_domain
 from emu.iommu.flush_queue import PERCPU_QUEUE, SINGLE_QUEUE, iova_fq, iova_fq_entry
@@ -37,7 +38,7 @@ from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
 from emu.native.timer import timer_base_t
 from emu.native.virtual import PS, START_PS, fiber_t, init_world, turn_t, world_t
-from emu.workload.program import OP_MARK, Workload, op_t
+from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
 HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
@@ -150,6 +151,9 @@ class Layout:
         plan.add("ops", op_t, sum(len(program.ops) for program in self.workload.programs) + 1)
         self.marks_per_cpu = 1 + max((int((p.ops["code"] == OP_MARK).sum()) for p in self.workload.programs), default=0)
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
+        if self.workload.recorded:
+            plan.add("recorded_timers", np.int64, len(self.workload.recorded.timer_ns) + 1)
+            plan.add("recorded_flushes", recorded_flush_t, len(self.workload.recorded.flushes) + 1)
         if self.config.machine.record:
             plan.add("event_rings", event_ring_t, self.cpus + 1)
             plan.add("events", event_t, (self.cpus + 1) * EVENTS_PER_CPU)
@@ -184,6 +188,8 @@ class Layout:
         self._fill_programs(real_time=real_time)
         if self.is_virtual:
             self._fill_world()
+        if self.workload.recorded:
+            self._fill_recorded(self.workload.recorded)
 
     def _fill_domain(self) -> None:
         at, domain, options = self.segment.address, self.segment["domain"][0], self.config.domain
@@ -318,6 +324,18 @@ class Layout:
         if slot == self.timer:
             return "timer"
         return f"hypervisor {slot - self.first_server}" if self.servers > 1 else "hypervisor"
+
+    def _fill_recorded(self, recorded: RecordedTimes) -> None:
+        at, segment, start_ns = self.segment.address, self.segment, START_PS // PS
+        segment["recorded_timers"][:-1] = recorded.timer_ns + start_ns
+        base, hv = segment["timer_base"][0], segment["hypervisor"][0]
+        base.recorded = at("recorded_timers")
+        base.recorded_count = len(recorded.timer_ns)
+        segment["domain"][0].cookie.fq_timer.is_recorded = 1
+        for row, (begin_ns, end_ns, cpu) in zip(segment["recorded_flushes"], recorded.flushes.tolist(), strict=False):
+            row.begin_ns, row.end_ns, row.cpu = begin_ns + start_ns, end_ns + start_ns, cpu
+        hv.recorded = at("recorded_flushes")
+        hv.recorded_count = len(recorded.flushes)
 
     def role_of(self, slot: int) -> int:
         """The role of a context."""

@@ -18,9 +18,17 @@ from emu.native.wait import wait_on, wake_up
 
 TIMER_IDLE, TIMER_ARMING, TIMER_PENDING = 0, 1, 2
 
-timer_t = struct(state="i8", expires_ns="i8", due_ns="i8", armed_by="i8", armed_at_ns="i8", is_recorded="i8")
+timer_t = struct(
+    state="i8",
+    expires_ns="i8",
+    due_ns="i8",
+    armed_by="i8",
+    armed_at_ns="i8",
+    fired_ns="i8",
+    is_recorded="i8",
+)
 """`armed_by` is the emulated CPU's number: the callback acts on its behalf. It fires at `expires_ns`: when it is due
-or, with `is_recorded`, as late after that as it did when it was recorded."""
+or, with `is_recorded`, as late after that as it did when it was recorded. `fired_ns`: when it did last."""
 
 timer_base_t = struct(
     lines=("doorbell", "tick_ns"),
@@ -37,7 +45,7 @@ timer_base_t = struct(
 `recorded`: array of `recorded_count` int64, the times in ns at which the recorded timer fired, or 0."""
 
 NEVER = 1 << 62
-_LATEST_NS = 25_000_000
+_LATEST_NS, _BUSY_NS = 250_000_000, 100_000_000
 """Later than that, a recorded timer was another one."""
 _WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
 
@@ -48,29 +56,56 @@ def _jiffies(cpu: Any, base: Any) -> int:
 
 
 @jit
-def wheel_expiry(now_jiffies: int, delta_jiffies: int) -> int:
-    """The jiffy at which a timer armed now for `delta_jiffies` from now fires (calc_wheel_index)."""
+def wheel_shift(delta_jiffies: int) -> int:
+    """log2 of the jiffies by which a timer of that length is rounded: those of its level of the wheel."""
     level = 0
     while level < _LEVELS - 1 and delta_jiffies >= ((1 << _WHEEL_BITS) - 1) << (_LEVEL_SHIFT * level):
         level += 1
-    shift = _LEVEL_SHIFT * level
+    return _LEVEL_SHIFT * level
+
+
+@jit
+def wheel_expiry(now_jiffies: int, delta_jiffies: int) -> int:
+    """The jiffy at which a timer armed now for `delta_jiffies` from now fires (calc_wheel_index)."""
+    shift = wheel_shift(delta_jiffies)
     return (((now_jiffies + delta_jiffies) >> shift) + 1) << shift
 
 
 @slow
-def _recorded_firing_ns(base: Any, due_ns: int) -> int:
-    """When a timer that is due fired when it was recorded; when it is due if it did not."""
+def _first_recorded_ns(base: Any, from_ns: int) -> int:
+    """When the recorded timer first fired at `from_ns` or later, or NEVER."""
     low, high = 0, base.recorded_count
     while low < high:
         middle = (low + high) >> 1
-        if element(int64_t, base.recorded, middle).value < due_ns - base.tick_ns:
+        if element(int64_t, base.recorded, middle).value < from_ns:
             low = middle + 1
         else:
             high = middle
-    if low == base.recorded_count:
-        return due_ns
-    fired_ns = element(int64_t, base.recorded, low).value
-    return fired_ns if fired_ns < due_ns + _LATEST_NS else due_ns
+    return element(int64_t, base.recorded, low).value if low < base.recorded_count else NEVER
+
+
+@slow
+def _as_recorded(base: Any, timer: Any, granule_ns: int) -> None:
+    """Have the timer fire when it did, if that was this firing.
+
+    The trace does not tell what jiffies were when it was armed, if that was while it, or the flush that it caused, was
+    still at work: a CPU that flushes or frees with interrupts off does not count ticks, and who arms may have waited
+    for its lock. The due time is then one of a few, a granule apart; the last that is not after the firing is taken.
+    """
+    busy_ns = timer.armed_at_ns - timer.fired_ns
+    spread_ns = busy_ns + granule_ns if busy_ns < _BUSY_NS else base.tick_ns
+    fired_ns = _first_recorded_ns(base, timer.due_ns - spread_ns)
+    if fired_ns >= timer.due_ns + _LATEST_NS or fired_ns <= timer.armed_at_ns:
+        return
+    timer.expires_ns = fired_ns
+    if spread_ns > base.tick_ns:
+        latest_ns = timer.due_ns + _BUSY_NS - busy_ns
+        while timer.due_ns > fired_ns:
+            timer.due_ns -= granule_ns
+        while timer.due_ns + granule_ns <= min(fired_ns, latest_ns):
+            timer.due_ns += granule_ns
+    elif fired_ns < timer.due_ns:
+        timer.due_ns -= granule_ns
 
 
 @slow
@@ -83,10 +118,10 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     expires_ns = base.jiffies_start_ns + wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
     timer.armed_at_ns = now_ns(cpu)
     timer.armed_by = cpu.id
-    timer.due_ns = expires_ns
+    timer.due_ns = timer.expires_ns = expires_ns
     if base.recorded and timer.is_recorded:
-        expires_ns = _recorded_firing_ns(base, expires_ns)
-    timer.expires_ns = expires_ns
+        _as_recorded(base, timer, base.tick_ns << wheel_shift(delta_jiffies))
+        expires_ns = timer.expires_ns
     smp_store_release(timer, "state", TIMER_PENDING)
     # Either this CPU sees the sleeper's bedtime or the sleeper sees the timer: pairs with smp_mb() in wait_for_timer().
     smp_mb()
@@ -144,5 +179,6 @@ def wait_for_timer(cpu: Any, longest_ns: int) -> int:
     if timer.expires_ns > now_ns(cpu):
         return 0
     cpu.id = timer.armed_by
+    timer.fired_ns = now_ns(cpu)
     smp_store_release(timer, "state", TIMER_IDLE)
     return address

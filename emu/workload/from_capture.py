@@ -30,7 +30,7 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
 
     `Workload.phases` begins with `(before)`; the others are those of `capture.phase_changes`, as they first appear
     there. Every program enters each phase at its place in the trace. The n-th `OP_MAP` of a program is the n-th of
-    `capture.mappings` on that CPU. `at_ns` counts from the capture's first event and never decreases.
+    `capture.mappings` on that CPU. `at_ns` counts from the capture's first event; no two events have the same.
 
     Args:
         capture: what was recorded.
@@ -77,10 +77,16 @@ def _steps_at(capture: Capture, code: int, events: _Indices) -> _Steps:
     """Steps that happen where and when some events did."""
     steps = np.zeros(len(events), _step_t)
     steps["op"]["code"] = code
-    steps["op"]["at_ns"] = (np.maximum.accumulate(capture.events["time_ns"]) - capture.events["time_ns"][0])[events]
+    steps["op"]["at_ns"] = _times(capture)[events]
     steps["cpu"] = capture.events["cpu"][events]
     steps["order"] = 2 * events + 1
     return steps
+
+
+def _times(capture: Capture) -> npt.NDArray[np.int64]:
+    """When each event happened, in ns since the first: no two at once, so that the trace's order is that of time."""
+    count = np.arange(len(capture.events))
+    return np.maximum.accumulate(capture.events["time_ns"] - capture.events["time_ns"][0] - count) + count
 
 
 def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:

@@ -50,6 +50,19 @@ class Program:
 
 
 @dataclass(slots=True)
+class RecordedTimes:
+    """How long things took on a recorded machine, which a replay on virtual clocks takes over; in ns since its start.
+
+    Attributes:
+        timer_ns: when the flush queue's timer fired, in order; a timer that is due shortly before fires then.
+        flushes: begin_ns, end_ns and cpu of each domain-wide flush, in the order of their beginnings, shape (n, 3).
+    """
+
+    timer_ns: npt.NDArray[np.int64]
+    flushes: npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
 class Workload:
     """The load of a whole machine.
 
@@ -60,6 +73,7 @@ class Workload:
         segments: pages of each scatter-gather segment, shape (m,), int32.
         phases: names that `OP_MARK` refers to.
         max_pages: the largest single mapping, in pages.
+        recorded: what a replay at recorded times takes over from the machine that was recorded.
         notes: sentences about what was left out or supplied, for the result.
     """
 
@@ -69,4 +83,5 @@ class Workload:
     segments: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     phases: list[str] = field(default_factory=list)
     max_pages: int = 1
+    recorded: RecordedTimes | None = None
     notes: list[str] = field(default_factory=list)
