@@ -17,14 +17,18 @@ import numpy as np
 
 from emu.config import Config, DomainType, cores
 from emu.iommu.domain import FQ_WARNING
-from emu.machine.context import SLOT_WAITERS, control_t
+from emu.machine.context import SLOT_WAITERS, STOP, control_t
+from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
 from emu.machine.event_writer import EventWriter
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
-from emu.machine.lifecycle import init_machine, teardown_machine
+from emu.machine.lifecycle import init_machine, store_type, teardown_machine, unbind_driver
+from emu.machine.operator import Operator
 from emu.machine.recording import Recording, record
+from emu.machine.sysfs import Sysfs
+from emu.machine.timeline import Timeline
 from emu.machine.timer import timer_main
 from emu.native.compile import compile_entries
 from emu.native.events import drain_ring
@@ -32,7 +36,7 @@ from emu.native.futex import EVERYONE, futex_wake
 from emu.native.segment import SegmentError
 from emu.workload.program import OP_UNMAP, Workload
 
-ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, teardown_machine)
+ENTRIES = (init_machine, cpu_main, timer_main, hypervisor_main, store_type, unbind_driver, teardown_machine)
 RECORDING_ENTRIES = (*ENTRIES, drain_ring)
 
 _START_S = 60.0
@@ -54,12 +58,14 @@ class MachineRun:
 
     Attributes:
         recording: everything that was counted and measured.
+        switches: what was written to sysfs while the load ran, and what became of it, as in summary.json.
         died: "cpu 1 (pid 17) was killed by SIGKILL" when a process of the machine died, else None.
         interrupted: the user stopped it.
         warnings: sentences for the user.
     """
 
     recording: Recording
+    switches: list[dict[str, Any]]
     died: str | None
     interrupted: bool
     warnings: list[str] = field(default_factory=list)
@@ -77,8 +83,10 @@ def run_machine(
     *,
     real_time: bool = False,
     record_to: Path | None = None,
+    control_in: Path | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> MachineRun:
     """Run one load on one domain, from the first process to the last.
 
@@ -88,8 +96,10 @@ def run_machine(
         workload: one program for each CPU.
         real_time: honour the recorded times of the operations.
         record_to: folder for the CPUs' events, where the description says to record them.
+        control_in: folder for the socket by which others may write to the running machine's sysfs; None for none.
         on_compile: told (functions compiled, functions known) while something is compiled.
         on_progress: told the fraction of the run that has passed, 0 to 1.
+        on_event: told (event, values) of what happens to the machine while it runs.
 
     Returns:
         MachineRun, also of a run that was interrupted or in which a process died.
@@ -104,7 +114,10 @@ def run_machine(
         raise MachineError(str(error)) from None
     try:
         events = EventWriter(layout, record_to)
-        machine = Machine(layout, events, on_progress or (lambda _fraction: None))
+        socket = ControlSocket(control_in)
+        machine = Machine(
+            layout, events, on_progress or (lambda _fraction: None), on_event or (lambda _event, _values: None), socket
+        )
         with machine.listening(), events:
             machine.run()
         recording = record(layout, machine.members)
@@ -115,18 +128,21 @@ def run_machine(
     finally:
         layout.segment.unlink()
     recording.events_recorded, recording.events_lost = events.recorded, events.lost
-    warnings = _warnings(layout, recording) + ([events.problem] if events.problem else [])
-    return MachineRun(recording, machine.died, machine.interrupted, warnings)
+    warnings = _warnings(layout, recording) + machine.operator.warnings()
+    warnings += [problem for problem in (events.problem, socket.problem) if problem]
+    return MachineRun(recording, machine.operator.switches, machine.died, machine.interrupted, warnings)
 
 
 def _warnings(layout: Layout, recording: Recording) -> list[str]:
-    warnings = []
-    if recording.fq_init_failed:
-        warnings.append(
-            f"{FQ_WARNING}: the rings need more than domain.fq_memory_mb = "
-            f"{layout.config.domain.fq_memory_mb} MiB; the domain is strict"
-        )
-    return warnings
+    if not recording.fq_init_failed:
+        return []
+    config = layout.config
+    why = (
+        "fault fq-alloc is on"
+        if "fq-alloc" in config.machine.faults
+        else f"the rings need more than domain.fq_memory_mb = {config.domain.fq_memory_mb} MiB"
+    )
+    return [f"{FQ_WARNING}: {why}; the domain is strict"]
 
 
 class Machine:
@@ -134,11 +150,19 @@ class Machine:
 
     Attributes:
         members: its processes or threads, in the order of their contexts.
+        operator: who changes it while it runs.
         died: who died of what, if anybody did.
         interrupted: whether a signal has asked to stop.
     """
 
-    def __init__(self, layout: Layout, events: EventWriter, on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        events: EventWriter,
+        on_progress: Callable[[float], None],
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _event, _values: None,
+        socket: ControlSocket | None = None,
+    ) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [self._member(slot) for slot in range(layout.supervisor)]
@@ -149,6 +173,9 @@ class Machine:
         self._control = layout.segment["control"][0]
         self._left: set[int] = set()
         self._crew: Crew
+        self._socket = socket or ControlSocket(None)
+        sysfs = Sysfs(layout, lambda: self._left, self._wake_all)
+        self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
 
     def _member(self, slot: int) -> Member:
         layout = self.layout
@@ -215,8 +242,10 @@ class Machine:
                 if self.interrupted:
                     return
             if self._gathered():
-                self._start_together()
-                self._watch()
+                # Only now: what is forked must not inherit the socket.
+                with self._socket:
+                    self._start_together()
+                    self._watch()
         except CrewError as error:
             raise MachineError(str(error)) from None
         finally:
@@ -245,10 +274,11 @@ class Machine:
         timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
         until = started + self.config.machine.seconds if timed else float("inf")
         while not self.interrupted and not self.died and any(slot < self.layout.cpus for slot in self._left):
-            remaining = until - time.monotonic()
-            if remaining <= 0:
+            now = time.monotonic()
+            if now >= until:
                 break
-            self._reap(min(remaining, beat))
+            soon = self.operator.work(now - started)
+            self._reap(max(min(until - now, beat, soon), 0.0))
             self._on_progress(self._fraction(started, until))
         self._on_progress(1.0)
 
@@ -264,9 +294,8 @@ class Machine:
     def _stop(self) -> None:
         """CPUs first, then the timer, which may need the hypervisor, then the hypervisor; by force if they do not."""
         layout = self.layout
-        self._control.stop = 1
-        self._wake("go")
-        self._wake_slots()
+        self._control.stop = STOP
+        self._wake_all()
         self._await({slot for slot in self._left if slot < layout.cpus})
         self._control.cpus_retired = 1
         futex_wake(layout.segment.address("timer_base"), EVERYONE)
@@ -312,7 +341,7 @@ class Machine:
                 continue
             if not self.died:
                 self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
-            self._control.stop = 1
+            self._control.stop = STOP
             self._abort()
             self._wake_slots()
         return self.died is not None
@@ -323,6 +352,12 @@ class Machine:
         state = self.layout.segment["requests"].dtype.fields["state"][1]
         for slot in range(self.layout.contexts):
             futex_wake(self.layout.segment.address("requests", slot) + state, EVERYONE)
+
+    def _wake_all(self) -> None:
+        """Wake whoever waits for the start, for the driver or for another CPU, so that they see what `stop` says."""
+        self._wake("go")
+        futex_wake(self.layout.segment.address("timer_base"), EVERYONE)
+        self._wake_slots()
 
     def _wake_slots(self) -> None:
         """Wake CPUs that wait for each other, so that they see the stop."""
