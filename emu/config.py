@@ -37,6 +37,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
 
 
+class Action(_Section):
+    """Something done to the machine while its load runs: `type` or `driver`."""
+
+    at_s: float = Field(ge=0, le=86_400, description="when, in s since the start of the load")
+    type: DomainType | None = Field(None, description="written to sysfs `iommu_group/type`")
+    driver: Literal["unbind", "bind"] | None = Field(None, description="done to the device's driver")
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Action:
+        if (self.type is None) == (self.driver is None):
+            raise ValueError(f"the action at {self.at_s:g} s needs either type or driver")
+        return self
+
+
 class MachineConfig(_Section):
     """The emulated machine and how long it runs."""
 
@@ -67,6 +81,14 @@ class MachineConfig(_Section):
     pin: bool = Field(True, description="bind CPUs to cores when there are enough")
     record: bool = Field(False, description="write every map and unmap to events-cpuN.bin in the run's folder")
     check: bool = Field(True, description="check on every operation that no IOVA is handed out twice")
+    timeline: list[Action] = Field(
+        default_factory=list,
+        description='what is done while the load runs: `{ at_s = 0.5, type = "DMA-FQ" }` writes the type to sysfs, '
+        '`{ at_s = 0.7, driver = "unbind" }` takes the driver from the device, and `"bind"` gives it back',
+    )
+    faults: list[Literal["fq-alloc"]] = Field(
+        default_factory=list, description="what fails on purpose; `fq-alloc`: there is no memory for a flush queue"
+    )
 
 
 class DomainConfig(_Section):
@@ -84,6 +106,11 @@ class DomainConfig(_Section):
     )
     iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
     fq_memory_mb: int = Field(1024, ge=0, le=1 << 20, description="most memory the rings may take, in MiB")
+    bugs: list[Literal["init-fq-before-type", "queue-before-type"]] = Field(
+        default_factory=list,
+        description="bugs on purpose, of a switch to a lazy type: the queue is built from the type not yet set; "
+        "the queue is used while the type still says DMA",
+    )
 
     @field_validator("fq_size")
     @classmethod
@@ -187,6 +214,17 @@ class Config(_Section):
     workload: WorkloadConfig = Field(default_factory=WorkloadConfig)
     costs: CostsConfig = Field(default_factory=CostsConfig)
 
+    @property
+    def lazy_types(self) -> frozenset[str]:
+        """Types with a flush queue that a domain of this run begins with, or is switched to."""
+        return QUEUED & {*self.domain.types, *(action.type for action in self.machine.timeline if action.type)}
+
+    @model_validator(mode="after")
+    def _switching_starts_strict(self) -> Config:
+        if self.machine.timeline and "types" not in self.domain.model_fields_set:
+            self.domain.types = ["DMA"]
+        return self
+
     @model_validator(mode="after")
     def _no_contradiction(self) -> Config:
         if self.machine.ops is not None and "seconds" in self.machine.model_fields_set:
@@ -196,7 +234,7 @@ class Config(_Section):
                 "hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time"
             )
         queue_options = {"fq_size", "fq_timeout_ms", "on_overrun"} & self.domain.model_fields_set
-        if queue_options and not QUEUED & set(self.domain.types):
+        if queue_options and not self.lazy_types:
             raise ValueError(
                 f"domain.{min(queue_options)} needs a domain with a flush queue; add DMA-FQ or DMA-SQ to types"
             )
@@ -215,7 +253,7 @@ class Config(_Section):
         data = self.model_dump(exclude_none=True)
         if self.machine.ops is not None:
             del data["machine"]["seconds"]
-        if not QUEUED & set(self.domain.types):
+        if not self.lazy_types:
             for name in ("fq_size", "fq_timeout_ms", "on_overrun"):
                 data["domain"].pop(name, None)
         data["workload"]["block_kb"] = {str(size): share for size, share in self.workload.block_kb.items()}

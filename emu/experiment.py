@@ -42,8 +42,10 @@ def run_machine(
     real_time: bool = False,
     record_to: Path | None = None,
     collect_in: EventCollector | None = None,
+    control_in: Path | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """Run one load on one domain; arguments and errors as in emu.machine.supervisor.run_machine."""
     machine = _run_machine(
@@ -53,10 +55,13 @@ def run_machine(
         real_time=real_time,
         record_to=record_to,
         collect_in=collect_in,
+        control_in=control_in,
         on_compile=on_compile,
         on_progress=on_progress,
+        on_event=on_event,
     )
     run = run_result(config, domain, workload, machine.recording)
+    run["switches"] = machine.switches
     run["died"] = machine.died
     run["interrupted"] = machine.interrupted
     run["warnings"] = machine.warnings

@@ -37,6 +37,12 @@ def subset(optional: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dic
     return st.fixed_dictionaries({}, optional=optional)
 
 
+def actions() -> st.SearchStrategy[dict[str, Any]]:
+    at_s = st.floats(0, 86_400)
+    types = st.fixed_dictionaries({"at_s": at_s, "type": st.sampled_from(TYPES)})
+    return types | st.fixed_dictionaries({"at_s": at_s, "driver": st.sampled_from(["unbind", "bind"])})
+
+
 def machines() -> st.SearchStrategy[dict[str, Any]]:
     values = {
         "cpus": st.integers(1, MAX_CPUS),
@@ -45,6 +51,8 @@ def machines() -> st.SearchStrategy[dict[str, Any]]:
         "hz": st.sampled_from([100, 250, 300, 1000]),
         "pin": st.booleans(),
         "check": st.booleans(),
+        "timeline": st.lists(actions(), max_size=3),
+        "faults": st.sampled_from([[], ["fq-alloc"]]),
     }
     seconds = st.floats(0, 86_400, exclude_min=True)
     return subset({**values, "seconds": seconds}) | subset({**values, "ops": st.integers(1)})
@@ -61,6 +69,7 @@ def domains(draw: st.DrawFn) -> dict[str, Any]:
         "dma_bits": st.integers(max(20, aperture_start.bit_length()), 64),
         "iova_ranges": st.integers(64, 1 << 28),
         "fq_memory_mb": st.integers(0, 1 << 20),
+        "bugs": st.lists(st.sampled_from(["init-fq-before-type", "queue-before-type"]), unique=True),
     }
     if QUEUED & set(types):
         values["fq_size"] = st.integers(1, 24).map(lambda order: 1 << order)
@@ -194,6 +203,14 @@ WRONG = {
     "not a time": "[machine]\nseconds = nan",
     "endless": "[machine]\nseconds = inf",
     "odd tick rate": "[machine]\nhz = 99",
+    "action without a time": '[machine]\ntimeline = [{ type = "DMA" }]',
+    "action that is none": "[machine]\ntimeline = [{ at_s = 1.0 }]",
+    "action that is two": '[machine]\ntimeline = [{ at_s = 1.0, type = "DMA", driver = "bind" }]',
+    "action of the past": '[machine]\ntimeline = [{ at_s = -1.0, type = "DMA" }]',
+    "action of another kind": '[machine]\ntimeline = [{ at_s = 1.0, cpu = "off" }]',
+    "unknown type in time": '[machine]\ntimeline = [{ at_s = 1.0, type = "no\\nsuch" }]',
+    "unknown fault": '[machine]\nfaults = ["nosuch"]',
+    "unknown bug": '[domain]\nbugs = ["nosuch"]',
     "no domain": "[domain]\ntypes = []",
     "domain twice": '[domain]\ntypes = ["DMA", "DMA"]',
     "unknown domain": '[domain]\ntypes = ["nosuch\\n"]',
@@ -281,6 +298,19 @@ def test_a_contradiction_is_refused(tmp_path, key, text):
 def test_queue_options_go_with_any_domain_that_has_a_queue(types):
     config = load(overrides=[("domain", "types", types), ("domain", "fq_size", 512)])
     assert config.domain.fq_size == 512
+
+
+def test_queue_options_go_with_a_switch_to_a_type_that_has_a_queue(tmp_path):
+    text = '[machine]\ntimeline = [{ at_s = 0.5, type = "DMA-FQ" }]\n[domain]\ntypes = ["DMA"]\nfq_size = 512'
+    config = load(written(tmp_path, text))
+    assert config.domain.fq_size == 512
+    assert load(written(tmp_path, config.to_toml())) == config
+
+
+def test_what_is_switched_is_strict_unless_said_otherwise(tmp_path):
+    timeline = '[machine]\ntimeline = [{ at_s = 0.5, type = "DMA-FQ" }]\n'
+    assert load(written(tmp_path, timeline)).domain.types == ["DMA"]
+    assert load(written(tmp_path, timeline + '[domain]\ntypes = ["identity"]')).domain.types == ["identity"]
 
 
 @given(share=st.floats(allow_nan=True, allow_infinity=True))

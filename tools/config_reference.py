@@ -111,8 +111,12 @@ def _value(about: dict[str, Any]) -> str:
         return " or ".join(_value(choice) for choice in about["anyOf"] if choice.get("type") != "null")
     if "enum" in about:
         return ", ".join(f"`{_toml(choice)}`" for choice in about["enum"])
+    if "const" in about:
+        return f"`{_toml(about['const'])}`"
     if about.get("type") == "array":
         items = about.get("items", {})
+        if "$ref" in items:
+            return "a list of tables"
         return "a list of pairs" if items.get("type") == "array" else f"a list of {_value(items)}"
     words = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "string": "text"}
     return f"{words.get(about['type'], 'table')}{_range(about)}"

@@ -93,8 +93,8 @@ def compare(
     whole = run["counters"]
     if kernel.comparable_phases:
         whole = _sum([counts for name, _, counts in phases if name in kernel.comparable_phases])
-    unlike = _unlike(run["domain"], kernel, types_seen)
-    must_agree = _must_agree(run["domain"], shadows=shadows, alike=not unlike)
+    unlike = _unlike(run, kernel, types_seen)
+    must_agree = _must_agree(run, shadows=shadows, alike=not unlike)
     return Comparison(
         domain=run["domain"],
         counters=_rows(kernel.comparable, whole, must_agree),
@@ -103,9 +103,23 @@ def compare(
     )
 
 
-def _unlike(domain: str, kernel: KernelCounters, types_seen: Sequence[str]) -> str:
+def _switches(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was written to sysfs while the load ran, and not refused."""
+    return [switch for switch in run.get("switches", ()) if not switch["errno"]]
+
+
+def _was_unbound(run: Mapping[str, Any]) -> bool:
+    return any(switch["driver"] for switch in _switches(run))
+
+
+def _unlike(run: Mapping[str, Any], kernel: KernelCounters, types_seen: Sequence[str]) -> str:
+    domain = run["domain"]
     if domain not in _STRICT:
         return "nothing is translated, so nothing need agree"
+    if _was_unbound(run):
+        return "the driver was unbound on the way, so nothing need agree"
+    if _switches(run):
+        return "the type was switched on the way, so Sync RPCITs need not agree"
     if len(types_seen) > 1:
         return f"the kernel went through {' → '.join(types_seen)}, this run did not, so Sync RPCITs need not agree"
     if kernel.is_lazy is None or _STRICT[domain] is kernel.is_lazy:
@@ -113,8 +127,8 @@ def _unlike(domain: str, kernel: KernelCounters, types_seen: Sequence[str]) -> s
     return ""
 
 
-def _must_agree(domain: str, *, shadows: bool, alike: bool) -> set[str]:
-    if domain not in _STRICT:
+def _must_agree(run: Mapping[str, Any], *, shadows: bool, alike: bool) -> set[str]:
+    if run["domain"] not in _STRICT or _was_unbound(run):
         return set()
     names = {"Mapped pages", "Unmapped pages"}
     if shadows:

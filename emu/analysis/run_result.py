@@ -9,12 +9,20 @@ import numpy.typing as npt
 
 from emu.config import Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
+from emu.iommu.domain import DOMAIN_TYPES
 from emu.native.histogram import bucket_bounds, mean, percentile
 from emu.workload.program import OP_MARK, Workload
 
 if TYPE_CHECKING:
     from emu.machine.recording import Recording
 
+VIOLATIONS = {
+    "addresses": "violations",
+    "queued_while_strict": "queued_while_strict",
+    "queues_of_another_type": "queues_of_another_type",
+}
+"""The counter of each kind of violation."""
+_TYPE_NAMES = {number: name for name, number in DOMAIN_TYPES.items()}
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -28,8 +36,10 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
     seconds = _seconds(cpus)
     pairs = int(cpus["ctrs"]["unmaps"].sum())
     global_flushes = int(ctrs["global_rpcits"].sum())
+    violations = {kind: _sum_with_supervisor(recording, counter) for kind, counter in VIOLATIONS.items()}
     return {
         "domain": domain,
+        "type_at_end": _TYPE_NAMES[int(recording.domain["type"][0])],
         "engine": config.machine.engine,
         "workload": workload.name,
         "preset": config.hypervisor.preset,
@@ -62,7 +72,8 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "locks": _locks(recording),
         "hypervisor": _hypervisor(recording, seconds),
         "exposure": _exposure(recording, ctrs),
-        "violations": _violations(recording, ctrs),
+        "violations": sum(violations.values()),
+        "violations_by_kind": violations,
         "checked": config.machine.check,
         "events": {"recorded": recording.events_recorded, "lost": recording.events_lost}
         if config.machine.record
@@ -71,6 +82,8 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "processes": _processes(recording),
         "segment_bytes": recording.segment_bytes,
         "fell_back_to_strict": recording.fq_init_failed,
+        "bugs": list(config.domain.bugs),
+        "faults": list(config.machine.faults),
         "notes": list(workload.notes),
     }
 
@@ -179,21 +192,20 @@ def _waits(histogram: npt.NDArray[np.int64], servers: npt.NDArray[Any], name: st
 def _exposure(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
     latency = _latency(recording.histograms["exposure"], recording.tick_ns)
     left = recording.teardown
+    longest = (ctrs["exposure_max_ticks"].max(), recording.supervisor["ctrs"]["exposure_max_ticks"])
     return {
-        "windows": int(ctrs["exposures"].sum()),
+        "windows": _sum_with_supervisor(recording, "exposures"),
         "p50_ns": latency["p50"],
         "p99_ns": latency["p99"],
-        "max_ns": round(float(ctrs["exposure_max_ticks"].max()) * recording.tick_ns, 1),
-        "page_seconds": float(ctrs["exposure_page_ticks"].sum()) * recording.tick_ns / 1e9,
+        "max_ns": round(float(max(longest)) * recording.tick_ns, 1),
+        "page_seconds": float(_sum_with_supervisor(recording, "exposure_page_ticks")) * recording.tick_ns / 1e9,
         "still_open": int(left["queued"][0]) if left is not None else None,
     }
 
 
-def _violations(recording: Recording, ctrs: npt.NDArray[Any]) -> int:
-    found = int(ctrs["violations"].sum())
-    if recording.supervisor is not None:
-        found += int(recording.supervisor["ctrs"]["violations"])
-    return found
+def _sum_with_supervisor(recording: Recording, counter: str) -> int:
+    """Of what the supervisor counts too, when it unbinds the driver or takes the domain down."""
+    return int(recording.contexts["ctrs"][counter].sum()) + int(recording.supervisor["ctrs"][counter])
 
 
 def _conservation(recording: Recording, ctrs: npt.NDArray[Any], domain: DomainType) -> dict[str, Any] | None:
@@ -208,7 +220,7 @@ def _conservation(recording: Recording, ctrs: npt.NDArray[Any], domain: DomainTy
         "unmapped_pages": int(ctrs["unmapped_pages"].sum()),
         "live_pages": int(left["live_pages"]),
         "unmapped": unmapped,
-        "reclaimed": int(ctrs["reclaimed"].sum()),
+        "reclaimed": _sum_with_supervisor(recording, "reclaimed"),
         "queued": int(left["queued"]),
         "overrun": int(ctrs["overrun_iovas"].sum()),
         "table_pages_left": int(left["table_pages"]),

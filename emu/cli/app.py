@@ -18,6 +18,7 @@ from emu.cli.doctor import doctor
 from emu.cli.failure import BUG, FINE, INTERRUPTED, WRONG_CALL, Failure
 from emu.cli.replay import replay
 from emu.cli.run import run
+from emu.cli.set import set_
 
 app = App(
     name="emu",
@@ -38,6 +39,12 @@ app.command(
     replay,
     usage="Usage: emu replay CAPTURE [OPTIONS]",
     help_epilogue="Example: emu replay s390x-lazy-nvme --domain DMA-SQ",
+)
+app.command(
+    set_,
+    name="set",
+    usage="Usage: emu set KEY VALUE [OPTIONS]",
+    help_epilogue="Example: emu set type DMA-FQ",
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 

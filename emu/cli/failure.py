@@ -5,6 +5,8 @@ from __future__ import annotations
 FINE = 0
 VIOLATION = 1
 """The emulation found a violation, or a comparison failed."""
+REFUSED = 1
+"""The emulated kernel refused what was asked of it."""
 WRONG_CALL = 2
 """The call or the input is wrong."""
 DEATH = 3

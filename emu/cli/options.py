@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import Parameter, Token
 
 from emu.cli.failure import Failure
-from emu.config import Config, ConfigError, load
+from emu.config import Config, ConfigError, DomainType, load
 
 Override = tuple[str, str, Any]
 """(section, key, value) of one value given on the command line."""
@@ -27,6 +28,10 @@ def whole_number(_type: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f'"{tokens[0].value}" is not a whole number') from None
 
 
+_SWITCH = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>ms|s):(?P<what>.+)", re.ASCII)
+_SECONDS = {"s": 1.0, "ms": 1e-3}
+_DRIVER = ("unbind", "bind")
+
 _FLAGS = {
     "preset": _PRESET,
     "cpus": ("machine", "cpus"),
@@ -39,6 +44,9 @@ _FLAGS = {
     "seconds": ("machine", "seconds"),
     "ops": ("machine", "ops"),
     "seed": ("machine", "seed"),
+    "switch": ("machine", "timeline"),
+    "bug": ("domain", "bugs"),
+    "fault": ("machine", "faults"),
 }
 """The option that sets each key, by its name in Python."""
 
@@ -92,6 +100,32 @@ class MachineOptions:
             "default kernel."
         ),
     ] = None
+    switch: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            metavar="TIME:TYPE",
+            help="Switch the domain's type while the load runs, as in --switch 0.5s:DMA-FQ; with unbind or bind for "
+            "TYPE, take the driver from the device or give it back; repeatable; --domain is then DMA by default.",
+        ),
+    ] = None
+    bug: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            metavar="NAME",
+            help="Have a bug on purpose, which the run's checks find: init-fq-before-type or queue-before-type; "
+            "repeatable; default none.",
+        ),
+    ] = None
+    fault: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            metavar="NAME",
+            help="Have something fail on purpose: fq-alloc, the memory of a flush queue; repeatable; default none.",
+        ),
+    ] = None
     set_: Annotated[
         list[str] | None,
         Parameter(
@@ -137,6 +171,24 @@ def parse_setting(text: str) -> Override:
     return section, key, table["value"]
 
 
+def parse_switch(text: str) -> dict[str, Any]:
+    """Take `TIME:TYPE` apart into an action of `machine.timeline`.
+
+    Raises:
+        Failure: it has another form, or there is no such type.
+    """
+    found = _SWITCH.fullmatch(text)
+    if not found:
+        raise Failure(f"--switch {text}: needs the form TIME:TYPE with a time in s or ms, as in --switch 0.5s:DMA-FQ")
+    what, at_s = found["what"], float(found["number"]) * _SECONDS[found["unit"]]
+    if what in _DRIVER:
+        return {"at_s": at_s, "driver": what}
+    types = get_args(DomainType)
+    if what not in types:
+        raise Failure(f"--switch {text}: must be {', '.join(types)}, {' or '.join(_DRIVER)}, not {what!r}")
+    return {"at_s": at_s, "type": what}
+
+
 def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str], tuple[str, Any]]:
     """Every value given on the command line.
 
@@ -153,6 +205,8 @@ def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str]
     typed: dict[tuple[str, str], tuple[str, Any]] = {}
     for name, (section, key) in _FLAGS.items():
         value = others.get(name, getattr(options, name, None))
+        if name == "switch" and value is not None:
+            value = [parse_switch(text) for text in value]
         if value is not None:
             typed[section, key] = (f"--{name.replace('_', '-')}", value)
     for text in options.set_ or ():

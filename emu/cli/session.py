@@ -87,6 +87,10 @@ class Session:
         )
         for warning in self._warnings:
             self._folder.log("warning", message=warning)
+        for bug in self._config.domain.bugs:
+            message = f"BUG ON PURPOSE: {bug} is on, so this is not how a sound kernel behaves"
+            self._folder.log("warning", message=message)
+            self._say(message)
         return self
 
     def __exit__(
@@ -152,8 +156,10 @@ class Session:
             workload,
             real_time=real_time,
             record_to=self._recording_folder(domain),
+            control_in=self._folder.path,
             on_compile=self._bars.compiled,
             on_progress=lambda fraction: self._bars.ran(domain, fraction),
+            on_event=lambda event, values: self._folder.log(event, domain=domain, **values),
         )
         self._take(outcome)
         self.write_summary()

@@ -94,6 +94,13 @@ def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int
     return inspected << 32 | changed
 
 
+@slow
+def forget_unmapped(cpu: Any, hv: Any, start_pfn: int, pages: int) -> None:
+    """Bring the shadow table up to date at no cost, as when a guest takes its table from a device; no CPU traps."""
+    if hv.shadows:
+        _walk_guest_table(hv, deref(server_t, cpu.server), start_pfn, start_pfn + pages)
+
+
 @inline
 def _look_at_guest_table(hv: Any, server: Any, request: Any) -> int:
     """Walk the requested range where a shadow or the cost depends on it: hardware only drops what it has cached."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.iommu.domain import DMA_DIRECT, DMA_S390
+from emu.iommu.domain import DMA_DIRECT, DMA_S390, STRICT
 from emu.iommu.exposure import close_window
 from emu.iommu.flush_queue import queue_iova
 from emu.iommu.iova import DMA_32BIT_PFN, alloc_iova_fast, free_iova_fast
@@ -66,6 +66,9 @@ def _iommu_dma_unmap(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     if queued:
         s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
         queue_iova(cpu, domain.cookie, pfn, pages)
+        # After smp_mb() in queue_iova(): whoever published the queue had set the type before.
+        if read_once(domain, "type") == STRICT:
+            _note_queued_while_strict(cpu)
         return
     since = now_ticks(cpu)
     s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
@@ -73,6 +76,11 @@ def _iommu_dma_unmap(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     close_window(cpu, since, now_ticks(cpu), pages)
     free_iova_fast(cpu, domain.cookie.iovad, pfn, pages)
     cpu.ctrs.reclaimed += 1
+
+
+@slow
+def _note_queued_while_strict(cpu: Any) -> None:
+    cpu.ctrs.queued_while_strict += 1
 
 
 @jit

@@ -37,7 +37,7 @@ from emu.native.cost import COST_QUEUE, COST_RECLAIM
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, pointer_to, struct
 from emu.native.time import charge, now_ticks, yield_core
-from emu.native.timer import add_timer, timer_t
+from emu.native.timer import TIMER_IDLE, add_timer, timer_t
 
 PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
 
@@ -141,11 +141,30 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     cpu.ctrs.flushes_timeout += 1
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
     fq_flush_iotlb(cpu, cookie)
+    _free_rings(cpu, cookie)
+
+
+@slow
+def _free_rings(cpu: Any, cookie: Any) -> None:
     if cookie.qt == SINGLE_QUEUE:
         fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
     else:
         for i in range(cookie.num_possible_cpus):
             fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+
+
+@slow
+def fq_free_unreachable(cpu: Any, cookie: Any) -> None:
+    """Free all that is queued, as after a flush: the device is quiet, and the host has forgotten what it could reach.
+
+    CPUs and timer rest.
+    """
+    if not cookie.fq_domain:
+        return
+    fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
+    write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
+    fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
+    _free_rings(cpu, cookie)
 
 
 @slow
@@ -256,13 +275,15 @@ def _drop_ring(cpu: Any, cookie: Any, fq: Any) -> int:
 
 @slow
 def iommu_dma_free_fq(cpu: Any, cookie: Any) -> int:
-    """Drop what is queued, without a flush, when the domain goes and its timer has stopped. Returns how many."""
+    """Stop the timer and drop what is queued, without a flush, when the domain goes. Returns how many."""
     if not cookie.fq_domain:
         return 0
+    cookie.fq_timer.state = TIMER_IDLE
     dropped = 0
     if cookie.qt == SINGLE_QUEUE:
         dropped = _drop_ring(cpu, cookie, deref(iova_fq, cookie.single_fq))
     else:
         for i in range(cookie.num_possible_cpus):
             dropped += _drop_ring(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+    cookie.fq_domain = 0
     return dropped

@@ -18,7 +18,7 @@ from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
 from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge
-from emu.native.timer import add_timer, timer_t
+from emu.native.timer import TIMER_IDLE, add_timer, timer_t
 
 IOVA_RANGE_CACHE_MAX_SIZE = 6
 IOVA_MAG_SIZE = 127
@@ -445,6 +445,26 @@ def free_all_cached_iovas(cpu: Any, iovad: Any) -> None:
     for i in range(iovad.num_online_cpus):
         _free_cpu_cached_iovas(cpu, iovad, i)
     _free_global_cached_iovas(cpu, iovad)
+
+
+@slow
+def put_iova_domain(cpu: Any, iovad: Any) -> None:
+    """Give the memory of a space with empty caches back: every range that is left, and the CPUs' magazines."""
+    address = iovad.anchor.node.prev
+    while address:
+        iova = deref(iova_t, address)
+        lower = iova.node.prev
+        iova.node.next = iovad.free_nodes
+        iovad.free_nodes = address
+        iovad.nodes_used -= 1
+        address = lower
+    for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        rcache = element(iova_rcache, iovad.rcaches, order)
+        rcache.work.state = TIMER_IDLE
+        for i in range(iovad.num_online_cpus):
+            cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, i)
+            _magazine_free(cpu, iovad, cpu_rcache.loaded)
+            _magazine_free(cpu, iovad, cpu_rcache.prev)
 
 
 @jit

@@ -69,22 +69,22 @@ def _close_windows_locked(cpu: Any, zdev: Any) -> None:
 
 
 @slow
-def reclaim_lazy_locked(cpu: Any, zdev: Any) -> None:
-    """Make what is lazily unmapped usable again; a global flush has ended the reach into it."""
+def reclaim_lazy_locked(zdev: Any) -> None:
+    """Make what is lazily unmapped usable again; a global flush has ended the reach into it, or the domain goes."""
     for i in range((zdev.iommu_pages + 31) >> 5):
         lazy = element(word_t, zdev.lazy_bitmap, i)
         used = element(word_t, zdev.iommu_bitmap, i)
         used.bits = used.bits & (lazy.bits ^ 0xFFFFFFFF)
         lazy.bits = 0
-    cpu.ctrs.reclaimed += zdev.lazy_iovas
     zdev.lazy_pages = zdev.lazy_iovas = 0
 
 
 @slow
-def _reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
-    """A global flush has just finished: note what it ended, and use it again."""
+def reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
+    """The reach into what is lazily unmapped has just ended: note it, and use it again."""
     _close_windows_locked(cpu, zdev)
-    reclaim_lazy_locked(cpu, zdev)
+    cpu.ctrs.reclaimed += zdev.lazy_iovas
+    reclaim_lazy_locked(zdev)
 
 
 @slow
@@ -97,7 +97,7 @@ def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
             # A global flush before addresses are used again.
             cpu.ctrs.flushes_wrap += 1
             s390_iommu_flush_iotlb_all(cpu, domain)
-            _reuse_lazy_locked(cpu, zdev)
+            reuse_lazy_locked(cpu, zdev)
         offset = _area_alloc(zdev, 0, pages)
     if offset >= 0:
         zdev.next_bit = offset + pages
@@ -137,7 +137,7 @@ def _make_room(cpu: Any, domain: Any, zdev: Any) -> bool:
     if zdev.strict or not refresh_for_resources(cpu, domain):
         return False
     spin_lock(cpu, zdev.iommu_bitmap_lock)
-    _reuse_lazy_locked(cpu, zdev)
+    reuse_lazy_locked(cpu, zdev)
     spin_unlock(cpu, zdev.iommu_bitmap_lock)
     return True
 

@@ -12,17 +12,22 @@ SLOT_FREE, SLOT_MAPPED, SLOT_FAILED = 0, 1, 2
 SLOT_STATE = 3
 SLOT_WAITERS = 4
 
+GO_ON, STOP, UNBOUND = 0, 1, 2
+"""Values of `control_t.stop`."""
+
 control_t = struct(
     lines=("go", "ready", "stop", "abort", "cpus_retired", "timer_retired"),
     go="i4",
     ready="i8",
     stop="i8",
+    unbinds="i8",
     abort="i8",
     cpus_retired="i8",
     timer_retired="i8",
 )
-"""What the supervisor tells the others: `go` starts them together, `stop` ends the load, `abort` ends waiting for
-anybody who may be dead; the timer ends when the CPUs have retired, the hypervisor when the timer has."""
+"""What the supervisor tells the others: `go` starts them together, `stop` ends the load or, when it is UNBOUND, holds
+CPUs and timer still (for the `unbinds`-th time), `abort` ends waiting for anybody who may be dead; the timer ends when
+the CPUs have retired, the hypervisor when the timer has."""
 
 slot_t = struct(state="i4", pages="i4", pfn="i8")
 """Where a mapping is between its map and its unmap, which may be on another CPU."""
@@ -41,6 +46,7 @@ _fields = {
     "abort": "i8",
     "retired": "i8",
     "domain": "i8",
+    "group": "i8",
     "hypervisor": "i8",
     "request": "i8",
     "server": "i8",
@@ -59,6 +65,8 @@ _fields = {
     "marks": "i8",
     "marks_done": "i8",
     "ops_done": "i8",
+    "pairs_done": "i8",
+    "rests": "i8",
     "spares": table_spares,
     "started_ns": "i8",
     "started_ticks": "i8",
@@ -77,8 +85,9 @@ _fields = {
 cpu_t = struct(lines=("native", "ctrs"), native="i8", **_fields)
 """The context that every compiled function is passed as `cpu`, one for each process or thread of the machine.
 
-`id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes. The first
-field's name sets the type apart from other engines' contexts. All addresses point into the segment."""
+`id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes; `ops_done` and
+`pairs_done` say where in its program it is, and `rests` at which unbinding it holds still. The first field's name sets
+the type apart from other engines' contexts. All addresses point into the segment."""
 
 virtual_cpu_t = struct(lines=("virtual", "ctrs"), virtual="i8", **_fields)
 """The same for a machine on virtual clocks; the first field is the address of its fiber. Python reads both as cpu_t."""

@@ -15,12 +15,22 @@ from emu.machine.context import (
     SLOT_MAPPED,
     SLOT_STATE,
     SLOT_WAITERS,
+    STOP,
+    UNBOUND,
     control_t,
     cpu_t,
     mark_t,
     slot_t,
 )
-from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, xchg
+from emu.native.atomics import (
+    cmpxchg,
+    fetch_add,
+    int64_t,
+    read_once,
+    smp_load_acquire,
+    smp_store_release,
+    xchg,
+)
 from emu.native.compile import entry, inline, jit, slow
 from emu.native.events import emit, event_ring_t
 from emu.native.futex import EVERYONE
@@ -49,6 +59,23 @@ def wait_for_go(cpu: Any) -> bool:
             return False
         wait_on(cpu, address_of(control, "go"), 0, _SLEEP_NS)
     return True
+
+
+@slow
+def rest_while_unbound(cpu: Any) -> bool:
+    """Hold still while the driver is unbound; False when it is not, or when all stops before it is bound again."""
+    control = deref(control_t, cpu.control)
+    # Acquire: `unbinds` is read after it, as the supervisor has written it before.
+    if smp_load_acquire(control, "stop") != UNBOUND:
+        return False
+    unbind = read_once(control, "unbinds")
+    # Release: the supervisor sees all that this CPU has done before it works on the domain.
+    smp_store_release(cpu, "rests", unbind)
+    # Who slept through a binding takes part in the next unbinding from the start.
+    while read_once(control, "stop") == UNBOUND and read_once(control, "unbinds") == unbind:
+        wait_on(cpu, address_of(control, "go"), 1, _SLEEP_NS)
+    # Acquire: what the supervisor has made of the domain is seen; it writes `stop` last.
+    return smp_load_acquire(control, "stop") != STOP
 
 
 @inline
@@ -140,22 +167,20 @@ def _do_other(cpu: Any, op: Any) -> bool:
 
 @jit
 def run_program(cpu: Any) -> None:
-    """Run the program until it ends, the load is stopped or the limit of pairs is reached."""
+    """Run the program on from where it is, until it ends, the load is stopped or the limit of pairs is reached."""
     domain = deref(iommu_domain, cpu.domain)
     control = deref(control_t, cpu.control)
-    origin_ns = now_ns(cpu)
-    i = 0
+    i = cpu.ops_done
     # Pairs are counted by their unmap, done or not: CPUs that wait for each other all stop at the same place.
-    pairs = 0
+    pairs = cpu.pairs_done
     while pairs < cpu.pair_limit and not read_once(control, "stop"):
         if i == cpu.op_count:
             if cpu.loop_start == cpu.op_count:
                 break
             i = cpu.loop_start
         op = element(op_t, cpu.ops, i)
-        i += 1
         begin_operation(cpu)
-        if cpu.real_time and not _wait_until(cpu, origin_ns + op.at_ns):
+        if cpu.real_time and not _wait_until(cpu, cpu.started_ns + op.at_ns):
             break
         if op.code == OP_MAP:
             slot = element(slot_t, cpu.slots, op.slot)
@@ -170,7 +195,9 @@ def run_program(cpu: Any) -> None:
             pairs += 1
         elif not _do_other(cpu, op):
             break
+        i += 1
     cpu.ops_done = i
+    cpu.pairs_done = pairs
 
 
 @jit
@@ -180,6 +207,8 @@ def live_as_cpu(cpu: Any) -> None:
         cpu.started_ns = now_ns(cpu)
         cpu.started_ticks = now_ticks(cpu)
         run_program(cpu)
+        while rest_while_unbound(cpu):
+            run_program(cpu)
         cpu.stopped_ticks = now_ticks(cpu)
         cpu.stopped_ns = now_ns(cpu)
     cpu.finished = 1

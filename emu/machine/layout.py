@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from emu.config import Config, DomainType, cores
 from emu.hypervisor.recorded import recorded_flush_t
 from emu.hypervisor.state import hypervisor_t, request_t, server_t
-from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_LAZY, S390_STRICT, SINGLE_FQ, iommu_domain
-from emu.iommu.flush_queue import PERCPU_QUEUE, SINGLE_QUEUE, iova_fq, iova_fq_entry
+from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_TYPES, iommu_domain
+from emu.iommu.flush_queue import iova_fq, iova_fq_entry
+from emu.iommu.group import BUGS, iommu_group
 from emu.iommu.io_pgtable import (
     PAGE_SHIFT,
     ZPCI_PT_BITS,
@@ -44,8 +46,23 @@ EVENTS_PER_CPU = 1 << 16
 HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
 _UNLIMITED = 1 << 62
 _ROOM_FOR_LOST_RANGES = 1 << 18
+_UNASKED_RINGS_BYTES = 64 << 20
+"""What may be set aside at most for a queue that nobody has spoken of, but might ask for while the load runs."""
 _POLL_NS = 20_000
 _GUEST_SPINS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A kind of queue that the domain may have: how many rings of how many entries."""
+
+    rings: int
+    size: int
+    timeout_ms: float
+
+    @property
+    def entries(self) -> int:
+        return self.rings * self.size
 
 
 class Layout:
@@ -53,8 +70,8 @@ class Layout:
 
     Attributes:
         segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
-        theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring, and
-        `fq_timeout_ms` its timeout; 0 where there is no queue.
+        theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring of the domain as
+        it begins; 0 where there is no queue.
     """
 
     def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:
@@ -67,10 +84,8 @@ class Layout:
         self.first_server = self.cpus + 1
         self.supervisor = self.first_server + self.servers
         self.contexts = self.supervisor + 1
-        default_size, default_timeout_ms = FQ_DEFAULTS.get(self.type, (0, 0))
-        queued = self.type in FQ_DEFAULTS
-        self.fq_size = (config.domain.fq_size or default_size) if queued else 0
-        self.fq_timeout_ms = (config.domain.fq_timeout_ms or default_timeout_ms) if queued else 0
+        self._queues = {kind: queue for kind in FQ_DEFAULTS if (queue := self._queue_of(kind))}
+        self.fq_size = self._queues[self.type].size if self.type in self._queues else 0
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
         self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
         self.is_virtual = config.machine.engine == "sim"
@@ -80,18 +95,32 @@ class Layout:
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
-    def _rings(self) -> int:
-        return {PERCPU_FQ: self.cpus, SINGLE_FQ: 1}.get(self.type, 0)
+    def _queue_of(self, kind: int) -> _Queue | None:
+        """The queue of a lazy type, if there is to be memory for it: once the machine runs, none can be had."""
+        if self.type in S390_TYPES:
+            return None
+        options = self.config.domain
+        default_size, default_timeout_ms = FQ_DEFAULTS[kind]
+        rings = self.cpus if kind == PERCPU_FQ else 1
+        queue = _Queue(rings, options.fq_size or default_size, options.fq_timeout_ms or default_timeout_ms)
+        ring_bytes = queue.entries * iova_fq_entry.itemsize
+        named = [self.type, *(DOMAIN_TYPES[action.type] for action in self.config.machine.timeline if action.type)]
+        most_bytes = options.fq_memory_mb << 20
+        return queue if ring_bytes <= (most_bytes if kind in named else min(most_bytes, _UNASKED_RINGS_BYTES)) else None
 
-    def _rings_fit(self) -> bool:
-        return self._rings() * self.fq_size * iova_fq_entry.itemsize <= self.config.domain.fq_memory_mb << 20
+    def _rings(self) -> int:
+        """Most rings that any of the queues has; there is one queue at a time."""
+        return max((queue.rings for queue in self._queues.values()), default=0)
+
+    def _ring_entries(self) -> int:
+        return max((queue.entries for queue in self._queues.values()), default=0)
 
     def _iova_ranges(self) -> int:
         """Ranges that can be allocated at once: live, queued, in caches, and room for what overruns lose."""
         if self.config.domain.iova_ranges:
             return self.config.domain.iova_ranges + len(self.config.domain.reserved)
         cached = self.cpus * IOVA_RANGE_CACHE_MAX_SIZE * 2 * IOVA_MAG_SIZE
-        wanted = self.workload.slots + self._rings() * self.fq_size + cached
+        wanted = self.workload.slots + self._ring_entries() + cached
         return min(self.aperture_pages, wanted + wanted // 2 + _ROOM_FOR_LOST_RANGES) + len(self.config.domain.reserved)
 
     def _plan(self) -> SegmentPlan:
@@ -99,6 +128,7 @@ class Layout:
         plan.add("control", control_t, 1)
         plan.add("contexts", cpu_t, self.contexts)
         plan.add("dead_generation", np.int64, self.contexts)
+        plan.add("group", iommu_group, 1)
         plan.add("domain", iommu_domain, 1)
         plan.add("timer_base", timer_base_t, 1)
         plan.add("timers", np.int64, 1 + IOVA_RANGE_CACHE_MAX_SIZE)
@@ -114,13 +144,13 @@ class Layout:
             plan.add("turn_of", np.int64, self.contexts)
         self._plan_hypervisor(plan)
         self._plan_load(plan)
-        if self.type in (S390_STRICT, S390_LAZY):
+        if self.type in S390_TYPES:
             self._plan_legacy(plan)
         else:
             self._plan_allocator(plan)
-        if self._rings() and self._rings_fit():
+        if self._queues:
             plan.add("rings", iova_fq, self._rings())
-            plan.add("ring_entries", iova_fq_entry, self._rings() * self.fq_size)
+            plan.add("ring_entries", iova_fq_entry, self._ring_entries())
         if self.config.machine.check:
             plan.add("allocated", np.uint8, bitmap_bytes(self.aperture_pages))
         return plan
@@ -177,7 +207,7 @@ class Layout:
     def _fill(self, *, real_time: bool) -> None:
         self._fill_domain()
         self._fill_hypervisor()
-        if self.type not in (S390_STRICT, S390_LAZY):
+        if self.type not in S390_TYPES:
             self._fill_allocator()
         self._fill_timers()
         self._fill_load()
@@ -200,17 +230,21 @@ class Layout:
         domain.s390.aperture_pages = self.aperture_pages
         domain.s390.tlb_refresh = self.config.hypervisor.shadows
         self._fill_table(domain.s390.pgtable, "guest")
+        group = self.segment["group"][0]
+        group.default_domain = at("domain")
+        group.bugs = sum({BUGS[name] for name in options.bugs})
         cookie = domain.cookie
-        cookie.qt = SINGLE_QUEUE if self.type == SINGLE_FQ else PERCPU_QUEUE
-        cookie.fq_size = self.fq_size
-        cookie.fq_timeout_ns = round(self.fq_timeout_ms * 1e6)
         cookie.num_possible_cpus = self.cpus
         cookie.wait_on_overrun = options.on_overrun == "wait"
-        if self._rings() and self._rings_fit():
+        if self._queues and "fq-alloc" not in self.config.machine.faults:
             domain.rings = at("rings")
             domain.ring_entries = at("ring_entries")
+        for kind, queue in self._queues.items():
+            fq_options = domain.percpu_options if kind == PERCPU_FQ else domain.single_options
+            fq_options.fq_size = queue.size
+            fq_options.fq_timeout_ns = round(queue.timeout_ms * 1e6)
         allocated = at("allocated") if self.config.machine.check else 0
-        if self.type in (S390_STRICT, S390_LAZY):
+        if self.type in S390_TYPES:
             zdev = domain.zdev
             # Page 0 is never handed out, as 0 says that a map failed.
             zdev.start_pfn = max(self.aperture_start_pfn, 1)
@@ -288,7 +322,7 @@ class Layout:
         cookie = at("domain") + iommu_domain.fields["cookie"][1]  # type: ignore[index]
         timers[0] = cookie + self.segment["domain"].dtype["cookie"].fields["fq_timer"][1]
         base.count = 1
-        if self.type not in (S390_STRICT, S390_LAZY):
+        if self.type not in S390_TYPES:
             work = iova_rcache.fields["work"][1]  # type: ignore[index]
             for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
                 timers[1 + order] = at("rcaches", order) + work
@@ -359,6 +393,7 @@ class Layout:
         watched = "cpus_retired" if role == ROLE_TIMER else "timer_retired"
         cpu.retired = at("control") + control_fields[watched][1]  # type: ignore[index]
         cpu.domain = at("domain")
+        cpu.group = at("group")
         cpu.hypervisor = at("hypervisor")
         cpu.request = at("requests", slot)
         cpu.server = at("servers", slot)

@@ -1,20 +1,30 @@
-"""Before the first process and after the last: making the domain, and taking it down with everything accounted for."""
+"""Before the first process, after the last, and while the load runs: making the domain, changing it, taking it down."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.service import forget_unmapped
 from emu.hypervisor.state import hypervisor_t
-from emu.iommu.domain import DMA_DIRECT, DMA_IOMMU, DMA_S390, iommu_dma_init_domain, iommu_domain
-from emu.iommu.flush_queue import iommu_dma_free_fq
-from emu.iommu.io_pgtable import count_valid, init_io_pgtable
-from emu.iommu.iova import free_all_cached_iovas, free_iova_fast
+from emu.iommu.domain import (
+    DMA_DIRECT,
+    DMA_IOMMU,
+    DMA_S390,
+    iommu_dma_init_domain,
+    iommu_domain,
+    iommu_domain_free,
+)
+from emu.iommu.flush_queue import fq_free_unreachable
+from emu.iommu.group import iommu_group, iommu_group_store_type
+from emu.iommu.io_pgtable import init_io_pgtable
+from emu.iommu.iova import free_iova_fast
 from emu.iommu.s390_iommu import s390_iommu_unmap_pages
-from emu.iommu.s390_legacy import reclaim_lazy_locked
-from emu.machine.context import SLOT_FREE, SLOT_MAPPED, SLOT_STATE, cpu_t, slot_t
-from emu.native.bitmap import bitmap_clear, find_next_bit
+from emu.iommu.s390_legacy import reuse_lazy_locked
+from emu.machine.context import SLOT_FAILED, SLOT_MAPPED, SLOT_STATE, cpu_t, slot_t, virtual_cpu_t
+from emu.native.bitmap import bitmap_clear
 from emu.native.compile import entry, slow
-from emu.native.record import address_of, deref, element, struct
+from emu.native.record import deref, element, struct
+from emu.native.virtual import end_fiber
 
 teardown_t = struct(
     slots="i8",
@@ -24,18 +34,38 @@ teardown_t = struct(
     table_pages="i8",
     ranges_left="i8",
 )
-"""`slots` is given; the rest is found. `live_*`: still mapped when the load stopped; `queued`: unmapped, waiting for a
-flush; `table_pages`: pages that still translate after the last unmap; `ranges_left`: allocated ranges after everything
-was given back, reserved ones not counted."""
+"""`slots` is given; the rest is found. `live_*`: still mapped when the load stopped, or the driver was unbound;
+`queued`: unmapped, waiting for a flush; `table_pages`: pages that still translate after the last unmap; `ranges_left`:
+allocated ranges after everything was given back, reserved ones not counted."""
 
 
 @entry
 def init_machine(context: int) -> int:
-    """Make the domain and the shadow table ready; `context` is the supervisor's."""
+    """Make the domain, whose driver is bound, and the shadow table ready; `context` is the supervisor's."""
     cpu = deref(cpu_t, context)
     domain = deref(iommu_domain, cpu.domain)
+    init_io_pgtable(domain.s390.pgtable)
     iommu_dma_init_domain(cpu, domain)
     init_io_pgtable(deref(hypervisor_t, cpu.hypervisor).shadow)
+    deref(iommu_group, cpu.group).owner_cnt = 1
+    return 0
+
+
+@entry
+def store_type(context: int, req_type: int) -> int:
+    """Write a type to sysfs, see iommu_group_store_type(); where no driver is bound, CPUs and timer rest."""
+    cpu = deref(cpu_t, context)
+    return iommu_group_store_type(cpu, deref(iommu_group, cpu.group), req_type)
+
+
+@entry
+def virtual_store_type(context: int) -> int:
+    """The same, as a fiber: the type is in the group's `requested`, which becomes what the kernel answers."""
+    cpu = deref(virtual_cpu_t, context)
+    group = deref(iommu_group, cpu.group)
+    group.requested = iommu_group_store_type(cpu, group, group.requested)
+    cpu.finished = 1
+    end_fiber(cpu)
     return 0
 
 
@@ -45,7 +75,8 @@ def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
         slot = element(slot_t, cpu.slots, i)
         if (slot.state & SLOT_STATE) != SLOT_MAPPED:
             continue
-        slot.state = SLOT_FREE
+        # Its owner's unmap is still to come, and finds that there is nothing to do.
+        slot.state = SLOT_FAILED
         report.live_iovas += 1
         if domain.dma_ops != DMA_DIRECT:
             s390_iommu_unmap_pages(cpu, domain.s390, slot.pfn, slot.pages)
@@ -54,6 +85,43 @@ def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
             free_iova_fast(cpu, domain.cookie.iovad, slot.pfn, slot.pages)
         elif domain.dma_ops == DMA_S390:
             bitmap_clear(domain.zdev.iommu_bitmap, slot.pfn - domain.zdev.start_pfn, slot.pages)
+            if domain.zdev.allocated:
+                bitmap_clear(domain.zdev.allocated, slot.pfn - domain.zdev.start_pfn, slot.pages)
+
+
+@slow
+def _unbind_driver(cpu: Any, report: Any) -> None:
+    """Take the driver from its device while CPUs and timer rest: requests under way fail, nothing stays mapped.
+
+    The device is quiet then, so what waits for a flush is out of its reach, and reusable.
+    """
+    domain = deref(iommu_domain, cpu.domain)
+    _unmap_live(cpu, domain, report)
+    forget_unmapped(
+        cpu, deref(hypervisor_t, cpu.hypervisor), domain.s390.aperture_start_pfn, domain.s390.aperture_pages
+    )
+    if domain.dma_ops == DMA_S390:
+        reuse_lazy_locked(cpu, domain.zdev)
+    else:
+        fq_free_unreachable(cpu, domain.cookie)
+    deref(iommu_group, cpu.group).owner_cnt = 0
+
+
+@entry
+def unbind_driver(context: int, report_address: int) -> int:
+    """Take the driver from its device while CPUs and timer rest."""
+    _unbind_driver(deref(cpu_t, context), deref(teardown_t, report_address))
+    return 0
+
+
+@entry
+def virtual_unbind_driver(context: int) -> int:
+    """The same, as a fiber; the address of the report is in the group's `requested`."""
+    cpu = deref(virtual_cpu_t, context)
+    _unbind_driver(cpu, deref(teardown_t, deref(iommu_group, cpu.group).requested))
+    cpu.finished = 1
+    end_fiber(cpu)
+    return 0
 
 
 @entry
@@ -63,16 +131,8 @@ def teardown_machine(context: int, report_address: int) -> int:
     domain = deref(iommu_domain, cpu.domain)
     report = deref(teardown_t, report_address)
     _unmap_live(cpu, domain, report)
-    if domain.dma_ops == DMA_IOMMU:
-        report.queued = iommu_dma_free_fq(cpu, domain.cookie)
-        free_all_cached_iovas(cpu, domain.cookie.iovad)
-        report.ranges_left = domain.cookie.iovad.nodes_used - domain.reserved_count
-    elif domain.dma_ops == DMA_S390:
-        report.queued = domain.zdev.lazy_iovas
-        reclaim_lazy_locked(cpu, domain.zdev)
-        if find_next_bit(domain.zdev.iommu_bitmap, domain.zdev.iommu_pages, 0) < domain.zdev.iommu_pages:
-            report.ranges_left = 1
-    if domain.dma_ops != DMA_DIRECT:
-        table = address_of(domain.s390, "pgtable")
-        report.table_pages = count_valid(table, domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
+    iommu_domain_free(cpu, domain)
+    report.queued = domain.remains.queued
+    report.table_pages = domain.remains.table_pages
+    report.ranges_left = domain.remains.ranges_left
     return 0

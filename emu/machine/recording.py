@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emu.iommu.flush_queue import iova_fq
+from emu.iommu.flush_queue import SINGLE_QUEUE, iova_fq
 from emu.machine.context import ROLE_HYPERVISOR
 from emu.machine.layout import HISTOGRAMS, Layout
 from emu.native.histogram import BUCKETS
@@ -28,13 +28,13 @@ class Recording:
 
     Attributes:
         contexts: every process's context but the supervisor's; shape (n,), dtype cpu_t.
-        supervisor: the supervisor's context after teardown, or None.
+        supervisor: the supervisor's context, after teardown if there was one.
         names, exits: of those processes.
         cpus: how many of them are CPUs; they come first.
         domain, hypervisor: shape (1,).
         servers: what served requests, shape (n,), dtype server_t: the hypervisor's, or every context when inline.
         histograms: summed over processes; `wait` and `schedule` in ns, the others in ticks.
-        rings: shape (rings,), dtype iova_fq.
+        rings: of the queue that the domain had at the end, shape (rings,), dtype iova_fq.
         locks: (name, records), dtype spinlock_t.
         marks: shape (cpus, marks), dtype mark_t.
         teardown: shape (1,), or None when a process had died.
@@ -42,6 +42,7 @@ class Recording:
     """
 
     contexts: npt.NDArray[Any]
+    supervisor: Any
     names: list[str]
     exits: list[int | None]
     cpus: int
@@ -61,13 +62,13 @@ class Recording:
     events_recorded: int = 0
     events_lost: int = 0
     teardown: npt.NDArray[Any] | None = None
-    supervisor: Any = None
 
 
 def record(layout: Layout, members: Sequence[Named]) -> Recording:
     """Copy a stopped machine's segment."""
     segment = layout.segment
-    contexts = segment.copy_of("contexts")[: layout.supervisor]
+    everybody = segment.copy_of("contexts")
+    contexts = everybody[: layout.supervisor]
     domain = segment.copy_of("domain")
     hypervisor = segment.copy_of("hypervisor")
     serving = np.array([layout.role_of(slot) == ROLE_HYPERVISOR for slot in range(layout.supervisor)])
@@ -75,6 +76,7 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         serving[:] = True
     return Recording(
         contexts=contexts,
+        supervisor=everybody[layout.supervisor],
         names=[member.name for member in members],
         exits=[member.exit for member in members],
         cpus=layout.cpus,
@@ -82,19 +84,23 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         hypervisor=hypervisor,
         servers=segment.copy_of("servers")[: layout.supervisor][serving],
         server_count=max(layout.servers, 1),
-        histograms={
-            name: segment[f"{name}_histogram"].reshape(-1, BUCKETS)[: layout.supervisor].sum(axis=0)
-            for name in HISTOGRAMS
-        },
-        rings=segment.copy_of("rings") if domain["rings"][0] else np.zeros(0, iova_fq),
+        histograms={name: segment[f"{name}_histogram"].reshape(-1, BUCKETS).sum(axis=0) for name in HISTOGRAMS},
+        rings=_rings(layout, domain),
         locks=_locks(layout, domain, hypervisor),
         marks=segment.copy_of("marks").reshape(layout.cpus, layout.marks_per_cpu),
         segment_bytes=segment.size,
-        fq_size=layout.fq_size,
-        fq_timeout_ms=layout.fq_timeout_ms,
+        fq_size=int(domain["cookie"]["fq_size"][0]),
+        fq_timeout_ms=float(domain["cookie"]["fq_timeout_ns"][0]) / 1e6,
         tick_ns=_tick_ns(contexts[: layout.cpus]),
         fq_init_failed=bool(domain["fq_init_failed"][0]),
     )
+
+
+def _rings(layout: Layout, domain: Any) -> npt.NDArray[Any]:
+    cookie = domain["cookie"]
+    if not cookie["fq_domain"][0]:
+        return np.zeros(0, iova_fq)
+    return layout.segment.copy_of("rings")[: 1 if cookie["qt"][0] == SINGLE_QUEUE else layout.cpus]
 
 
 def _locks(layout: Layout, domain: Any, hypervisor: Any) -> list[tuple[str, npt.NDArray[Any]]]:

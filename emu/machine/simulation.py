@@ -6,23 +6,28 @@ description alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from emu.machine.context import SLOT_WAITERS, virtual_cpu_t
+from emu.machine.context import SLOT_WAITERS, STOP, control_t, virtual_cpu_t
+from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import live_as_cpu
 from emu.machine.event_writer import EventSink
 from emu.machine.hypervisor import live_as_server
 from emu.machine.layout import Layout
-from emu.machine.lifecycle import init_machine
+from emu.machine.lifecycle import init_machine, virtual_store_type, virtual_unbind_driver
+from emu.machine.operator import Operator
+from emu.machine.sysfs import Sysfs
+from emu.machine.timeline import Timeline
 from emu.machine.timer import live_as_timer
 from emu.native.compile import entry
 from emu.native.record import deref
 from emu.native.stack import Stacks
-from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, run_world, wake_first, world_t
+from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, give_turn, run_world, wake_first, world_t
 from emu.workload.program import OP_UNMAP
 
 _TURNS = 20_000
@@ -71,7 +76,23 @@ def wake_sleepers(world: int, address: int, at_ps: int) -> int:
     return woken
 
 
-VIRTUAL_ENTRIES = (virtual_cpu_main, virtual_timer_main, virtual_hypervisor_main, advance, wake_sleepers)
+@entry
+def let_run(world: int, slot: int, at_ps: int) -> int:
+    """Give a fiber that has nothing to do a turn at a time."""
+    give_turn(deref(world_t, world), slot, at_ps)
+    return 0
+
+
+VIRTUAL_ENTRIES = (
+    virtual_cpu_main,
+    virtual_timer_main,
+    virtual_hypervisor_main,
+    virtual_store_type,
+    virtual_unbind_driver,
+    advance,
+    wake_sleepers,
+    let_run,
+)
 
 
 @dataclass(slots=True)
@@ -87,13 +108,21 @@ class Simulation:
 
     Attributes:
         members: its fibers, in the order of their contexts.
+        operator: who changes it while it runs.
         died: nobody ever does.
         interrupted: whether a signal has asked to stop.
     """
 
     died: str | None = None
 
-    def __init__(self, layout: Layout, events: EventSink, on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        events: EventSink,
+        on_progress: Callable[[float], None],
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _event, _values: None,
+        socket: ControlSocket | None = None,
+    ) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [Fiber(layout.name_of(slot)) for slot in range(layout.supervisor)]
@@ -103,19 +132,25 @@ class Simulation:
         self._control = layout.segment["control"][0]
         self._contexts = layout.segment["contexts"]
         self._world = layout.segment.address("world")
-        self._stacks = Stacks(layout.contexts)
+        self._own_context = layout.segment.address("contexts", layout.supervisor)
+        self._stacks = Stacks(layout.supervisor)
+        self._writer = Stacks(1)
+        self._socket = socket or ControlSocket(None)
+        sysfs = Sysfs(layout, self._left, self._wake_resting, self)
+        self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
 
     def run(self) -> None:
         """From the first operation to the end of the last fiber."""
         layout, segment = self.layout, self.layout.segment
-        init_machine(segment.address("contexts", layout.supervisor))
+        init_machine(self._own_context)
         segment["world"][0].main_stack = self._stacks.main()
         for slot in range(layout.supervisor):
             segment["fibers"][slot].stack = self._stacks.begin(self._main_of(slot), segment.address("contexts", slot))
         # The supervisor's clock never moves on by itself.
         segment["turns"]["at_ps"][layout.supervisor] = NEVER_PS
         self._control.go = 1
-        self._run_load()
+        with self._socket:
+            self._run_load()
         self._stop()
         self._stacks.close()
 
@@ -128,11 +163,47 @@ class Simulation:
         """Until the time is over, all programs have ended, or the user wants to stop."""
         timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
         until_ps = START_PS + round(self.config.machine.seconds * 1e9) * PS if timed else NEVER_PS
-        time_left = True
-        while time_left and not self.interrupted and not self._finished(0, self.layout.cpus):
-            time_left = self._advance(until_ps)
+        while not self.interrupted and not self._finished(0, self.layout.cpus) and self._now_ps < until_ps:
+            soon_s = self.operator.work((self._now_ps - START_PS) / 1e12)
+            # An action is never early, so it is waited for to the ps.
+            soon_ps = self._now_ps + math.ceil(soon_s * 1e12) if soon_s < math.inf else NEVER_PS
+            self._advance(min(until_ps, soon_ps))
             self._on_progress(self._fraction(until_ps))
         self._on_progress(1.0)
+
+    @property
+    def _now_ps(self) -> int:
+        """The clock that is furthest behind."""
+        return int(self.layout.segment["turns"]["at_ps"][0])
+
+    def store_type(self, req_type: int) -> int:
+        """Write a type to the group's sysfs file, in virtual time; 0 or -errno."""
+        return self._write(virtual_store_type, req_type)
+
+    def unbind_driver(self) -> None:
+        """Take the driver from the device; CPUs and timer rest."""
+        self._write(virtual_unbind_driver, self.layout.segment.address("teardown"))
+
+    def _write(self, function: Any, requested: int) -> int:
+        """Run the supervisor's fiber, and meanwhile all others as far as its time goes."""
+        slot, segment = self.layout.supervisor, self.layout.segment
+        group, now_ps = segment["group"][0], self._now_ps
+        group.requested = requested
+        segment["fibers"][slot].now_ps = now_ps
+        segment["fibers"][slot].stack = self._writer.begin(function, self._own_context)
+        self._contexts["finished"][slot] = 0
+        let_run(self._world, slot, now_ps)
+        self._run_until_finished(slot, slot + 1)
+        self._writer.close()
+        return int(group.requested)
+
+    def _left(self) -> list[int]:
+        return [slot for slot in range(self.layout.supervisor) if not self._contexts["finished"][slot]]
+
+    def _wake_resting(self) -> None:
+        self._wake_slots()
+        self._wake(self.layout.segment.address("timer_base"))
+        self._wake(self.layout.segment.address("control") + control_t.fields["go"][1])  # type: ignore[index]
 
     def _advance(self, until_ps: int) -> bool:
         time_left = advance(self._world, until_ps, _TURNS)
@@ -144,8 +215,7 @@ class Simulation:
 
     def _fraction(self, until_ps: int) -> float:
         if until_ps < NEVER_PS:
-            behind_ps = int(self.layout.segment["turns"]["at_ps"][0]) - START_PS
-            return min(behind_ps / (until_ps - START_PS), 1.0)
+            return min((self._now_ps - START_PS) / (until_ps - START_PS), 1.0)
         unmaps = float(self._contexts["ctrs"]["unmaps"][: self.layout.cpus].sum())
         wanted = self.config.machine.ops or sum(
             int((p.ops["code"] == OP_UNMAP).sum()) for p in self.layout.workload.programs
@@ -155,9 +225,8 @@ class Simulation:
     def _stop(self) -> None:
         """CPUs first, then the timer, which may need the hypervisor, then the hypervisor."""
         layout, segment = self.layout, self.layout.segment
-        self._control.stop = 1
-        for slot in np.flatnonzero(segment["slots"]["state"] & SLOT_WAITERS):
-            self._wake(segment.address("slots", int(slot)))
+        self._control.stop = STOP
+        self._wake_resting()
         self._run_until_finished(0, layout.cpus)
         self._control.cpus_retired = 1
         self._wake(segment.address("timer_base"))
@@ -173,4 +242,13 @@ class Simulation:
             pass
 
     def _wake(self, address: int) -> None:
-        wake_sleepers(self._world, address, int(self.layout.segment["turns"]["at_ps"][0]))
+        wake_sleepers(self._world, address, min(self._now_ps, self._latest_ps))
+
+    def _wake_slots(self) -> None:
+        for slot in np.flatnonzero(self.layout.segment["slots"]["state"] & SLOT_WAITERS):
+            self._wake(self.layout.segment.address("slots", int(slot)))
+
+    @property
+    def _latest_ps(self) -> int:
+        """Where the clock stands that is furthest ahead: the time when everybody waits or has ended."""
+        return int(self.layout.segment["fibers"]["now_ps"].max())

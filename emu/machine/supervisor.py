@@ -17,15 +17,19 @@ import numpy as np
 
 from emu.config import Config, DomainType, MachineConfig, cores
 from emu.iommu.domain import FQ_WARNING
-from emu.machine.context import SLOT_WAITERS, control_t
+from emu.machine.context import SLOT_WAITERS, STOP, control_t
+from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
 from emu.machine.event_writer import EventCollector, EventSink, EventWriter
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
-from emu.machine.lifecycle import init_machine, teardown_machine
+from emu.machine.lifecycle import init_machine, store_type, teardown_machine, unbind_driver
+from emu.machine.operator import Operator
 from emu.machine.recording import Recording, record
 from emu.machine.simulation import VIRTUAL_ENTRIES, Simulation
+from emu.machine.sysfs import Sysfs
+from emu.machine.timeline import Timeline
 from emu.machine.timer import timer_main
 from emu.native.compile import compile_entries
 from emu.native.events import drain_ring
@@ -52,12 +56,14 @@ class MachineRun:
 
     Attributes:
         recording: everything that was counted and measured.
+        switches: what was written to sysfs while the load ran, and what became of it, as in summary.json.
         died: "cpu 1 (pid 17) was killed by SIGKILL" when a process of the machine died, else None.
         interrupted: the user stopped it.
         warnings: sentences for the user.
     """
 
     recording: Recording
+    switches: list[dict[str, Any]]
     died: str | None
     interrupted: bool
     warnings: list[str] = field(default_factory=list)
@@ -65,9 +71,10 @@ class MachineRun:
 
 def compile_machine(machine: MachineConfig, on_compile: Callable[[int, int], None] | None = None) -> bool:
     """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
-    entries = (init_machine, teardown_machine)
-    entries += VIRTUAL_ENTRIES if machine.engine == "sim" else (cpu_main, timer_main, hypervisor_main)
-    return compile_entries((*entries, drain_ring) if machine.record else entries, on_compile)
+    real = (cpu_main, timer_main, hypervisor_main, store_type, unbind_driver)
+    engine = VIRTUAL_ENTRIES if machine.engine == "sim" else real
+    recording = (drain_ring,) if machine.record else ()
+    return compile_entries((init_machine, *engine, teardown_machine, *recording), on_compile)
 
 
 def run_machine(
@@ -78,8 +85,10 @@ def run_machine(
     real_time: bool = False,
     record_to: Path | None = None,
     collect_in: EventCollector | None = None,
+    control_in: Path | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> MachineRun:
     """Run one load on one domain, from the first process to the last.
 
@@ -90,8 +99,10 @@ def run_machine(
         real_time: honour the recorded times of the operations.
         record_to: folder for the CPUs' events, where the description says to record them.
         collect_in: takes them instead.
+        control_in: folder for the socket by which others may write to the running machine's sysfs; None for none.
         on_compile: told (functions compiled, functions known) while something is compiled.
         on_progress: told the fraction of the run that has passed, 0 to 1.
+        on_event: told (event, values) of what happens to the machine while it runs.
 
     Returns:
         MachineRun, also of a run that was interrupted or in which a process died.
@@ -106,8 +117,11 @@ def run_machine(
         raise MachineError(str(error)) from None
     try:
         events = collect_in.attach(layout) if collect_in else EventWriter(layout, record_to)
+        socket = ControlSocket(control_in)
         kind = Simulation if layout.is_virtual else Machine
-        machine = kind(layout, events, on_progress or (lambda _fraction: None))
+        machine = kind(
+            layout, events, on_progress or (lambda _fraction: None), on_event or (lambda _event, _values: None), socket
+        )
         with listening(machine), events:
             machine.run()
         recording = record(layout, machine.members)
@@ -118,8 +132,9 @@ def run_machine(
     finally:
         layout.segment.unlink()
     recording.events_recorded, recording.events_lost = events.recorded, events.lost
-    warnings = _warnings(layout, recording) + ([events.problem] if events.problem else [])
-    return MachineRun(recording, machine.died, machine.interrupted, warnings)
+    warnings = _warnings(layout, recording) + machine.operator.warnings()
+    warnings += [problem for problem in (events.problem, socket.problem) if problem]
+    return MachineRun(recording, machine.operator.switches, machine.died, machine.interrupted, warnings)
 
 
 @contextmanager
@@ -141,13 +156,15 @@ def listening(machine: Machine | Simulation) -> Iterator[None]:
 
 
 def _warnings(layout: Layout, recording: Recording) -> list[str]:
-    warnings = []
-    if recording.fq_init_failed:
-        warnings.append(
-            f"{FQ_WARNING}: the rings need more than domain.fq_memory_mb = "
-            f"{layout.config.domain.fq_memory_mb} MiB; the domain is strict"
-        )
-    return warnings
+    if not recording.fq_init_failed:
+        return []
+    config = layout.config
+    why = (
+        "fault fq-alloc is on"
+        if "fq-alloc" in config.machine.faults
+        else f"the rings need more than domain.fq_memory_mb = {config.domain.fq_memory_mb} MiB"
+    )
+    return [f"{FQ_WARNING}: {why}; the domain is strict"]
 
 
 class Machine:
@@ -155,11 +172,19 @@ class Machine:
 
     Attributes:
         members: its processes or threads, in the order of their contexts.
+        operator: who changes it while it runs.
         died: who died of what, if anybody did.
         interrupted: whether a signal has asked to stop.
     """
 
-    def __init__(self, layout: Layout, events: EventSink, on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        events: EventSink,
+        on_progress: Callable[[float], None],
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _event, _values: None,
+        socket: ControlSocket | None = None,
+    ) -> None:
         self.layout = layout
         self.config = layout.config
         self.members = [self._member(slot) for slot in range(layout.supervisor)]
@@ -168,8 +193,12 @@ class Machine:
         self._events = events
         self._on_progress = on_progress
         self._control = layout.segment["control"][0]
+        self._own_context = layout.segment.address("contexts", layout.supervisor)
         self._left: set[int] = set()
         self._crew: Crew
+        self._socket = socket or ControlSocket(None)
+        sysfs = Sysfs(layout, lambda: self._left, self._wake_all, self)
+        self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
 
     def _member(self, slot: int) -> Member:
         layout = self.layout
@@ -201,7 +230,7 @@ class Machine:
         Raises:
             MachineError: when one cannot be started.
         """
-        init_machine(self.layout.segment.address("contexts", self.layout.supervisor))
+        init_machine(self._own_context)
         processes = self.config.machine.engine == "processes"
         if processes:
             _raise_file_limit(4 * len(self.members) + 64)
@@ -213,12 +242,22 @@ class Machine:
                 if self.interrupted:
                     return
             if self._gathered():
-                self._start_together()
-                self._watch()
+                # Only now: what is forked must not inherit the socket.
+                with self._socket:
+                    self._start_together()
+                    self._watch()
         except CrewError as error:
             raise MachineError(str(error)) from None
         finally:
             self._stop()
+
+    def store_type(self, req_type: int) -> int:
+        """Write a type to the group's sysfs file; 0 or -errno."""
+        return int(store_type(self._own_context, req_type))
+
+    def unbind_driver(self) -> None:
+        """Take the driver from the device; CPUs and timer rest."""
+        unbind_driver(self._own_context, self.layout.segment.address("teardown"))
 
     def _gathered(self) -> bool:
         """Wait until every process is ready."""
@@ -243,10 +282,11 @@ class Machine:
         timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
         until = started + self.config.machine.seconds if timed else float("inf")
         while not self.interrupted and not self.died and any(slot < self.layout.cpus for slot in self._left):
-            remaining = until - time.monotonic()
-            if remaining <= 0:
+            now = time.monotonic()
+            if now >= until:
                 break
-            self._reap(min(remaining, beat))
+            soon = self.operator.work(now - started)
+            self._reap(max(min(until - now, beat, soon), 0.0))
             self._on_progress(self._fraction(started, until))
         self._on_progress(1.0)
 
@@ -262,9 +302,8 @@ class Machine:
     def _stop(self) -> None:
         """CPUs first, then the timer, which may need the hypervisor, then the hypervisor; by force if they do not."""
         layout = self.layout
-        self._control.stop = 1
-        self._wake("go")
-        self._wake_slots()
+        self._control.stop = STOP
+        self._wake_all()
         self._await({slot for slot in self._left if slot < layout.cpus})
         self._control.cpus_retired = 1
         futex_wake(layout.segment.address("timer_base"), EVERYONE)
@@ -310,7 +349,7 @@ class Machine:
                 continue
             if not self.died:
                 self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
-            self._control.stop = 1
+            self._control.stop = STOP
             self._abort()
             self._wake_slots()
         return self.died is not None
@@ -321,6 +360,12 @@ class Machine:
         state = self.layout.segment["requests"].dtype.fields["state"][1]
         for slot in range(self.layout.contexts):
             futex_wake(self.layout.segment.address("requests", slot) + state, EVERYONE)
+
+    def _wake_all(self) -> None:
+        """Wake whoever waits for the start, for the driver or for another CPU, so that they see what `stop` says."""
+        self._wake("go")
+        futex_wake(self.layout.segment.address("timer_base"), EVERYONE)
+        self._wake_slots()
 
     def _wake_slots(self) -> None:
         """Wake CPUs that wait for each other, so that they see the stop."""

@@ -8,7 +8,7 @@ from emu.iommu.domain import iommu_domain
 from emu.iommu.flush_queue import fq_flush_timeout
 from emu.iommu.iova import IOVA_RANGE_CACHE_MAX_SIZE, iova_depot_work_func, iova_rcache
 from emu.machine.context import cpu_t
-from emu.machine.cpu import wait_for_go
+from emu.machine.cpu import rest_while_unbound, wait_for_go
 from emu.native.atomics import int64_t, read_once
 from emu.native.compile import entry, jit
 from emu.native.record import address_of, deref, element
@@ -36,6 +36,7 @@ def live_as_timer(cpu: Any) -> None:
     retired = deref(int64_t, cpu.retired)
     if wait_for_go(cpu):
         while not read_once(retired, "value"):
+            rest_while_unbound(cpu)
             timer = wait_for_timer(cpu, _LONGEST_SLEEP_NS)
             if timer:
                 _run_timer(cpu, domain, timer)

@@ -155,6 +155,12 @@ def run_world(world: Any, until_ps: int, turns: int) -> bool:
     return bool(element(turn_t, world.turns, 0).at_ps < until_ps)
 
 
+@slow
+def give_turn(world: Any, slot: int, at_ps: int) -> None:
+    """Have a fiber run at a time, earlier than it would."""
+    _sooner(world, element(int64_t, world.turn_of, slot).value, at_ps, slot)
+
+
 @inline
 def fiber_of(cpu: Any) -> Any:
     """The fiber of a context."""

@@ -10,6 +10,11 @@ from emu.report.table import STRICT, baseline_of, lock_share
 
 Run = dict[str, Any]
 
+_WHAT_HAPPENED = {
+    "addresses": "an IOVA was handed out while still in use",
+    "queued_while_strict": "an unmap was queued while the domain's type said DMA",
+    "queues_of_another_type": "the domain had another kind of queue than its type says",
+}
 _LAZY = (("DMA-FQ", "DMA-SQ"), ("s390-lazy",))
 """What a user can choose today, then what there was up to Linux 6.6."""
 _WORTH_NAMING = 0.005
@@ -69,10 +74,28 @@ def _unmaps_per_flush(run: Run) -> float | None:
     return run["ops"] / flushes if flushes else None
 
 
+def _switches(run: Run) -> Iterator[str]:
+    switches = run.get("switches")
+    if switches:
+        refused = sum(1 for switch in switches if switch["errno"])
+        yield f"writes to sysfs under load: {len(switches)}, refused: {refused}; ended as {run['type_at_end']}."
+
+
+def _violations(run: Run) -> Iterator[str]:
+    if not run["violations"]:
+        if run.get("bugs"):
+            yield f"{' and '.join(run['bugs'])} had no occasion to show: switch from DMA to DMA-FQ under load."
+        return
+    kinds = run.get("violations_by_kind", {"addresses": run["violations"]})
+    whose = f"That is {' and '.join(run['bugs'])}, on purpose." if run.get("bugs") else "This is a bug."
+    for kind, count in kinds.items():
+        if count:
+            yield f"{count} violations: {_WHAT_HAPPENED[kind]}. {whose}"
+
+
 def _remarks(run: Run) -> Iterator[str]:
     name = run["domain"]
-    if run["violations"]:
-        yield f"{name}: {run['violations']} violations: an IOVA was handed out while still in use. This is a bug."
+    yield from (f"{name}: {sentence}" for sentence in (*_switches(run), *_violations(run)))
     conservation = run.get("conservation")
     if conservation is not None and not conservation["holds"]:
         yield f"{name}: the books do not balance, see conservation in summary.json. This is a bug."

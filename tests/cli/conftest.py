@@ -82,6 +82,8 @@ class FakeMachine:
         outcomes: changes to what the supervisor says of a domain, by its name; an exception is raised.
         calls: (config, domain, workload, real_time) of each run.
         recorded_to: where each was to record its events.
+        control_in: where each was to have its control socket.
+        events: what happens to the machine of a domain while it runs, by its name.
     """
 
     def __init__(self) -> None:
@@ -89,8 +91,10 @@ class FakeMachine:
         self.outcomes: dict[str, Any] = {}
         self.calls: list[tuple[Any, str, Any, bool]] = []
         self.recorded_to: list[Any] = []
+        self.control_in: list[Any] = []
+        self.events: dict[str, list[tuple[str, dict[str, Any]]]] = {}
 
-    def run_machine(self, config, domain, workload, *, real_time, record_to, on_compile, on_progress):
+    def run_machine(self, config, domain, workload, *, real_time, record_to, on_compile, on_progress, **more):
         self.calls.append((config, domain, workload, real_time))
         outcome = self.outcomes.get(domain, {})
         if isinstance(outcome, BaseException):
@@ -98,6 +102,9 @@ class FakeMachine:
         on_compile(1, 2)
         on_progress(0.5)
         self.recorded_to.append(record_to)
+        self.control_in.append(more["control_in"])
+        for event, values in self.events.get(domain, []):
+            more["on_event"](event, values)
         said = {"died": None, "interrupted": False, "warnings": []} | outcome
         return Outcome(make_run(domain, cpus=config.machine.cpus, **self.runs.get(domain, {}), **said), **said)
 

@@ -30,7 +30,7 @@ def test_all_domains_run_under_the_same_load(machine, emu):
     ("arguments", "said"),
     [
         (("--nonsense",), "--nonsense"),
-        (("fly",), "Available commands: run, replay, doctor"),
+        (("fly",), "Available commands: run, replay, set, doctor"),
         (("run", "--cpu", "3"), "Did you mean --cpus?"),
         (("run", "--cpus", "many"), '"many" is not a whole number'),
         (("run", "--cpus", "1.5"), '"1.5" is not a whole number'),
@@ -50,6 +50,9 @@ def test_all_domains_run_under_the_same_load(machine, emu):
         (("run", "contradictory.toml"), "contradict each other"),
         (("run", "folder"), "cannot read folder"),
         (("run", "a.toml", "b.toml"), "b.toml"),
+        (("run", "--switch", "soon:DMA-FQ"), "--switch 0.5s:DMA-FQ"),
+        (("run", "--switch", "2s:DMA-FQ"), "the timeline goes on to 2 s, but the load ends after 1.5 s"),
+        (("run", "--bug", "ant"), "--bug: must be"),
         (("run", "--out", "full"), "--out full is not empty"),
         (("run", "--out", "broken.toml/results"), "--out broken.toml/results cannot be used"),
         (("replay",), "CAPTURE"),
@@ -96,6 +99,26 @@ def test_a_violation_is_exit_code_1(machine, emu):
     assert "2 violations" in out
 
 
+def test_a_bug_on_purpose_is_said_loudly_and_so_is_what_it_did(machine, emu):
+    machine.runs["DMA"] = {
+        "violations": 7,
+        "violations_by_kind": {"addresses": 0, "queued_while_strict": 7, "queues_of_another_type": 0},
+        "bugs": ["queue-before-type"],
+    }
+    code, out, err = emu("run", "--switch", "0.5s:DMA-FQ", "--bug", "queue-before-type", "--out", "here")
+    assert code == 1
+    assert "emu run: BUG ON PURPOSE: queue-before-type is on" in err
+    assert "7 violations: an unmap was queued while the domain's type said DMA. That is" in " ".join(out.split())
+    assert "BUG ON PURPOSE" in Path("here/events.jsonl").read_text()
+
+
+def test_a_bug_on_purpose_that_had_no_occasion_is_no_violation(machine, emu):
+    machine.runs["DMA"] = {"bugs": ["queue-before-type"]}
+    code, out, _ = emu("run", "--domain", "DMA", "--bug", "queue-before-type")
+    assert code == 0
+    assert "had no occasion to show" in " ".join(out.split())
+
+
 def test_books_that_do_not_balance_are_a_violation(machine, emu):
     machine.runs["DMA-SQ"] = {"conservation": {"holds": False}}
     assert emu("run")[0] == 1
@@ -133,7 +156,7 @@ def test_no_arguments_print_help(emu):
     assert "replay" in out
 
 
-@pytest.mark.parametrize("command", ["run", "replay", "doctor"])
+@pytest.mark.parametrize("command", ["run", "replay", "set", "doctor"])
 def test_every_command_shows_an_example(emu, command):
     code, out, _ = emu(command, "--help")
     assert code == 0

@@ -66,6 +66,24 @@ def test_every_number_can_be_set():
     assert (config.hypervisor.intercept_ns, config.domain.aperture_mb, config.workload.queue_depth) == (1, 64, 4)
 
 
+def test_switches_become_the_timeline():
+    config = resolved(switch=["0.5s:DMA-FQ", "750ms:unbind", ".25s:DMA-SQ"])
+    assert [(action.at_s, action.type or action.driver) for action in config.machine.timeline] == [
+        (0.5, "DMA-FQ"),
+        (0.75, "unbind"),
+        (0.25, "DMA-SQ"),
+    ]
+    assert config.domain.types == ["DMA"]
+
+
+def test_bugs_and_faults_are_off_unless_named():
+    config = resolved()
+    assert (config.domain.bugs, config.machine.faults) == ([], [])
+    config = resolved(bug=["queue-before-type", "init-fq-before-type"], fault=["fq-alloc"])
+    assert config.domain.bugs == ["queue-before-type", "init-fq-before-type"]
+    assert config.machine.faults == ["fq-alloc"]
+
+
 def test_setting_the_preset_loads_it():
     assert not resolved(set_=["hypervisor.preset=lpar"]).hypervisor.shadows
 
@@ -93,6 +111,17 @@ def test_setting_the_preset_loads_it():
         ({"set_": ["machine.seed=1", "machine.seed=2"]}, "--set machine.seed"),
         ({"ops": 5, "seconds": 1.0}, "--ops and --seconds contradict"),
         ({"domain": ["DMA"], "fq_size": 64}, "needs a domain with a flush queue"),
+        ({"switch": ["DMA-FQ"]}, "--switch DMA-FQ: needs the form TIME:TYPE"),
+        ({"switch": ["5:DMA-FQ"]}, "needs the form TIME:TYPE"),
+        ({"switch": ["5min:DMA-FQ"]}, "needs the form TIME:TYPE"),
+        ({"switch": ["-1s:DMA-FQ"]}, "needs the form TIME:TYPE"),
+        ({"switch": ["1s:"]}, "needs the form TIME:TYPE"),
+        ({"switch": ["1e3s:DMA"]}, "needs the form TIME:TYPE"),
+        ({"switch": ["1s:DMA-XQ"]}, "--switch 1s:DMA-XQ: must be DMA, DMA-FQ"),
+        ({"switch": ["99999s:DMA-FQ"]}, "machine.timeline.at_s: must be at most 86400"),
+        ({"switch": ["1s:DMA-FQ"], "set_": ["machine.timeline=[]"]}, "--switch and --set machine.timeline"),
+        ({"bug": ["ant"]}, "--bug: must be 'init-fq-before-type' or 'queue-before-type'"),
+        ({"fault": ["san-andreas"]}, "--fault: must be 'fq-alloc'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_that_names_the_option(options, said):

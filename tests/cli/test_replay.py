@@ -129,6 +129,27 @@ def test_another_domain_than_the_kernel_had_may_differ_in_what_it_flushes(machin
     assert "Sync RPCITs need not agree" in " ".join(out.split())
 
 
+SWITCHED = {"at_s": 0.1, "type": "DMA-SQ", "driver": None, "errno": None, "reason": None, "by": "timeline"}
+UNBOUND = SWITCHED | {"type": None, "driver": "unbind"}
+REFUSED = SWITCHED | {"errno": "EPERM", "reason": "a driver is bound"}
+
+
+@pytest.mark.parametrize(
+    ("switch", "counter", "expected"),
+    [
+        (SWITCHED, "Sync RPCITs", 0),
+        (SWITCHED, "Mapped pages", 1),
+        (UNBOUND, "Mapped pages", 0),
+        (REFUSED, "Sync RPCITs", 1),
+    ],
+)
+def test_a_replay_that_is_switched_may_differ_in_what_that_changes(machine, emu, capture, switch, counter, expected):
+    capture(S390, "DMA-FQ")
+    machine.runs["DMA-SQ"] |= {"switches": [switch], "type_at_end": "DMA-SQ"}
+    machine.runs["DMA-SQ"]["counters"][counter] += 7
+    assert emu("replay", "run.trace")[0] == expected
+
+
 def test_a_flawed_capture_may_differ(machine, emu, capture):
     capture(S390, "DMA-FQ")
     Path("run.trace").write_text(trace() + "CPU:0 [LOST 5 EVENTS]\n")

@@ -133,6 +133,18 @@ def full_disk(_descriptor):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_what_happens_to_a_running_machine_is_in_the_log(machine, emu):
+    machine.events["DMA"] = [("sysfs_written", {"at_s": 0.5, "type": "DMA-FQ", "errno": None})]
+    emu("run", "--domain", "DMA", "--out", "here")
+    (told,) = [event for event in events("here") if event["event"] == "sysfs_written"]
+    assert (told["domain"], told["type"], told["errno"]) == ("DMA", "DMA-FQ", None)
+
+
+def test_a_machine_can_be_controlled_from_the_folder_of_its_run(machine, emu):
+    emu("run", "--domain", "DMA", "--out", "here")
+    assert machine.control_in == [Path("here")]
+
+
 def test_domains_that_run_in_turn_record_to_folders_of_their_own(machine, emu):
     emu("run", "--domain", "DMA", "--domain", "DMA-SQ", "--out", "two")
     emu("run", "--domain", "DMA", "--out", "one")

@@ -16,6 +16,7 @@ from emu.iommu.flush_queue import (
     iova_fq,
     iova_fq_entry,
 )
+from emu.iommu.group import iommu_group, iommu_group_store_type
 from emu.iommu.io_pgtable import ZPCI_PTE_INVALID, iova_to_phys
 from emu.iommu.iova import (
     IOVA_RANGE_CACHE_MAX_SIZE,
@@ -30,7 +31,7 @@ from emu.iommu.iova import (
 from emu.iommu.s390_iommu import int32_t
 from emu.machine.context import cpu_t
 from emu.machine.layout import Layout
-from emu.machine.lifecycle import init_machine, teardown_machine
+from emu.machine.lifecycle import init_machine, teardown_machine, unbind_driver
 from emu.native.atomics import fetch_add, write_once
 from emu.native.compile import compile_entries, entry
 from emu.native.record import deref, element
@@ -41,7 +42,7 @@ from emu.workload.program import Program, Workload, op_t
 MAP, MAP_SG, UNMAP = 0, 1, 2
 FLUSH_TIMEOUT, BEGIN_FLUSH, END_FLUSH, FLUSH, FREE_RINGS = 3, 4, 5, 6, 7
 ALLOC, FREE, FREE_ALL_CACHED, DEPOT_WORK = 8, 9, 10, 11
-PTE, SHADOW_PTE, RPCIT, INIT_FQ = 12, 13, 14, 15
+PTE, SHADOW_PTE, RPCIT, INIT_FQ, STORE_TYPE = 12, 13, 14, 15, 16
 
 NO_FLUSH_RCACHE = 1 << 62
 """Added to the limit of an allocation that must not empty the caches."""
@@ -96,10 +97,12 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
         return rpcit(cpu, a, b, c != 0)
     elif call == INIT_FQ:
         return iommu_dma_init_fq(cookie, domain.s390, a, b)
+    elif call == STORE_TYPE:
+        return iommu_group_store_type(cpu, deref(iommu_group, cpu.group), a)
     return 0
 
 
-ENTRIES = (init_machine, teardown_machine, history_call)
+ENTRIES = (init_machine, teardown_machine, unbind_driver, history_call)
 
 FREE_OF_COST = {"intercept_ns": 0.0, "walk_ns": 0.0, "change_ns": 0.0, "service": "inline"}
 
@@ -108,12 +111,12 @@ class History:
     """A domain and the calls made on it; unless told otherwise flushes cost nothing, and timers fire when told.
 
     Attributes:
-        ctrs: what was counted. domain: the iommu_domain. layout: the memory of it all.
+        ctrs: what was counted. domain: the iommu_domain. group: its iommu_group. layout: the memory of it all.
     """
 
-    def __init__(self, domain="DMA", cpus=1, segments=(), hypervisor=(), preset="kvm", **options):
+    def __init__(self, domain="DMA", cpus=1, segments=(), hypervisor=(), preset="kvm", faults=(), **options):
         compile_entries(ENTRIES)
-        overrides = [("machine", "cpus", cpus), ("domain", "types", [domain])]
+        overrides = [("machine", "cpus", cpus), ("machine", "faults", list(faults)), ("domain", "types", [domain])]
         overrides += [("hypervisor", key, value) for key, value in {**FREE_OF_COST, **dict(hypervisor)}.items()]
         overrides += [("domain", key, value) for key, value in options.items()]
         empty = Program(np.zeros(0, op_t), 0)
@@ -123,6 +126,7 @@ class History:
         self.context = self.layout.segment.address("contexts", self.layout.supervisor)
         self.ctrs = self.layout.segment["contexts"][self.layout.supervisor].ctrs
         self.domain = self.layout.segment["domain"][0]
+        self.group = self.layout.segment["group"][0]
         self.iovad = self.domain.cookie.iovad
         self.hypervisor = self.layout.segment["hypervisor"][0]
         self.server = self.layout.segment["servers"][self.layout.supervisor]
@@ -243,6 +247,15 @@ class History:
 
     def timer_is_armed(self):
         return self.domain.cookie.fq_timer.state == TIMER_PENDING
+
+    # Sysfs.
+
+    def store_type(self, domain_type):
+        """Write one of emu.iommu.domain's types; returns 0 or -errno."""
+        return self.call(STORE_TYPE, domain_type)
+
+    def unbind(self):
+        unbind_driver(self.context, self.layout.segment.address("teardown"))
 
     # The hypervisor.
 

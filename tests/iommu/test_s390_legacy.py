@@ -168,7 +168,7 @@ def test_nothing_is_left_when_everything_is_unmapped(either):
     assert not either.layout.segment["iommu_bitmap"].any()
     assert not either.layout.segment["lazy_bitmap"].any()
     assert either.ctrs.violations == 0
-    assert either.ctrs.reclaimed == either.ctrs.unmaps
+    assert either.ctrs.reclaimed + report.queued == either.ctrs.unmaps
 
 
 @pytest.mark.interpreted

@@ -119,6 +119,46 @@ def test_ctrl_c_at_any_moment_leaves_nothing(start, delay_s):
     assert not segments_of(process.pid)
 
 
+UNBOUND = (*LONG, "--switch", "0.05s:unbind")
+
+
+def wait_until_unbound(out):
+    until = time.monotonic() + 30
+    while "sysfs_written" not in (out / "events.jsonl").read_text() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_ctrl_c_ends_a_machine_whose_driver_is_unbound(start, tmp_path):
+    process = start(*UNBOUND)
+    wait_until_unbound(tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    run_of_it = json.loads(out)["runs"][0]
+    assert run_of_it["switches"][0]["driver"] == "unbind"
+    assert run_of_it["conservation"]["holds"]
+    assert not segments_of(process.pid)
+
+
+def test_a_process_that_dies_while_the_driver_is_unbound_ends_the_machine(start, tmp_path):
+    process = start(*UNBOUND)
+    wait_until_unbound(tmp_path / "out")
+    min(members(process), key=lambda child: child.pid).kill()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert "cpu 0" in err
+    assert not segments_of(process.pid)
+
+
+def test_the_control_socket_lives_as_long_as_the_machine(start, tmp_path):
+    process = start(*LONG)
+    socket = tmp_path / "out" / "control.sock"
+    assert socket.stat().st_mode & 0o777 == 0o600
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert not socket.exists()
+
+
 def test_a_killed_supervisor_takes_its_processes_along(start):
     process = start(*LONG)
     crew = members(process)
