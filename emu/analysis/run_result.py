@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from emu.config import Config, DomainType
+from emu.config import QUEUED, Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
 from emu.native.histogram import bucket_bounds, mean, percentile
 from emu.workload.program import OP_MARK, Workload
@@ -70,9 +70,21 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "conservation": _conservation(recording, ctrs, domain),
         "processes": _processes(recording),
         "segment_bytes": recording.segment_bytes,
-        "fell_back_to_strict": recording.fq_init_failed,
-        "notes": list(workload.notes),
+        "fell_back_to_strict": recording.fq_init_failed or _is_denied_its_queue(config, domain),
+        "device": config.device,
+        "device_error": recording.device_in_error,
+        "notes": [*workload.notes, *_notes(config, domain)],
     }
+
+
+def _is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+    return config.device == "ism" and domain in QUEUED
+
+
+def _notes(config: Config, domain: DomainType) -> list[str]:
+    if not _is_denied_its_queue(config, domain):
+        return []
+    return [f"{domain}: an ISM device has no flush queue, whatever is asked for; the domain is strict."]
 
 
 def _seconds(cpus: npt.NDArray[Any]) -> float:
@@ -154,6 +166,7 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
     return {
         "requests": requests,
         "global_requests": int(servers["global_requests"].sum()),
+        "busy_retries": int(recording.contexts["ctrs"]["busy_retries"].sum()),
         "busy_ns": busy_ns,
         "emulated_ns": int(servers["emulated_ns"].sum()),
         "utilisation": min(busy_ns / capacity_ns, 1.0) if capacity_ns else 0.0,

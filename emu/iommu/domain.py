@@ -11,7 +11,7 @@ from typing import Any
 from emu.iommu.flush_queue import iommu_dma_cookie, iommu_dma_init_fq
 from emu.iommu.io_pgtable import init_io_pgtable
 from emu.iommu.iova import init_iova_domain, reserve_iova
-from emu.iommu.s390_iommu import s390_domain
+from emu.iommu.s390_iommu import s390_domain, s390_iommu_capable_of_deferred_flush
 from emu.iommu.s390_legacy import zpci_dma
 from emu.native.atomics import int64_t
 from emu.native.compile import jit, slow
@@ -80,6 +80,8 @@ def iommu_dma_init_domain(cpu: Any, domain: Any) -> None:
         first = element(int64_t, domain.reserved, 2 * i).value
         last = element(int64_t, domain.reserved, 2 * i + 1).value
         reserve_iova(cpu, domain.cookie.iovad, first, last)
+    if _is_deferred(domain.type) and not s390_iommu_capable_of_deferred_flush(domain.s390):
+        domain.type = STRICT
     if _is_deferred(domain.type) and not iommu_dma_init_fq(
         domain.cookie, domain.s390, domain.rings, domain.ring_entries
     ):

@@ -18,6 +18,7 @@ from emu.iommu.io_pgtable import (
     ZPCI_TABLE_SIZE,
 )
 from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
+from emu.iommu.s390_iommu import PCI_FUNC_TYPE_ISM
 from emu.machine.context import (
     ROLE_CPU,
     ROLE_HYPERVISOR,
@@ -50,7 +51,7 @@ class Layout:
     Attributes:
         segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
         theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring, and
-        `fq_timeout_ms` its timeout; 0 where there is no queue.
+        `fq_timeout_ms` its timeout; 0 where there is no queue. is_ism: what does DMA is an ISM device.
     """
 
     def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:
@@ -64,7 +65,8 @@ class Layout:
         self.supervisor = self.first_server + self.servers
         self.contexts = self.supervisor + 1
         default_size, default_timeout_ms = FQ_DEFAULTS.get(self.type, (0, 0))
-        queued = self.type in FQ_DEFAULTS
+        self.is_ism = config.device == "ism"
+        queued = self.type in FQ_DEFAULTS and not self.is_ism
         self.fq_size = (config.domain.fq_size or default_size) if queued else 0
         self.fq_timeout_ms = (config.domain.fq_timeout_ms or default_timeout_ms) if queued else 0
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
@@ -76,7 +78,7 @@ class Layout:
     # --- planning ---------------------------------------------------------------------------------------------------
 
     def _rings(self) -> int:
-        return {PERCPU_FQ: self.cpus, SINGLE_FQ: 1}.get(self.type, 0)
+        return {PERCPU_FQ: self.cpus, SINGLE_FQ: 1}[self.type] if self.fq_size else 0
 
     def _rings_fit(self) -> bool:
         return self._rings() * self.fq_size * iova_fq_entry.itemsize <= self.config.domain.fq_memory_mb << 20
@@ -181,6 +183,7 @@ class Layout:
         domain.s390.aperture_start_pfn = self.aperture_start_pfn
         domain.s390.aperture_pages = self.aperture_pages
         domain.s390.tlb_refresh = self.config.hypervisor.shadows
+        domain.s390.pft = PCI_FUNC_TYPE_ISM if self.is_ism else 0
         self._fill_table(domain.s390.pgtable, "guest")
         cookie = domain.cookie
         cookie.qt = SINGLE_QUEUE if self.type == SINGLE_FQ else PERCPU_QUEUE
@@ -226,6 +229,8 @@ class Layout:
         hv.absent_counts = model.absent_entries == "count"
         hv.shadows = model.shadows
         hv.mapping_limit = model.mapping_limit or _UNLIMITED
+        hv.queue_limit = model.queue_limit
+        hv.is_ism = self.is_ism
         hv.is_inline = model.service == "inline"
         hv.servers = self.servers
         hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0

@@ -126,6 +126,11 @@ def _warnings(layout: Layout, recording: Recording) -> list[str]:
             f"{FQ_WARNING}: the rings need more than domain.fq_memory_mb = "
             f"{layout.config.domain.fq_memory_mb} MiB; the domain is strict"
         )
+    if recording.device_in_error:
+        warnings.append(
+            "a global flush showed the ISM device addresses it has in use, which put it into error; every later flush"
+            " failed, and every map that needs one"
+        )
     return warnings
 
 
