@@ -20,6 +20,10 @@ DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "ide
 QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
 DEFAULT_DOMAINS: tuple[DomainType, ...] = ("DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "identity")
 MAX_CPUS = 4096
+MAX_DMBS = 1920 - 32
+"""Buffers an ISM device can have registered: ISM_NR_DMBS less the first word of its bitmap (drivers/s390/net/ism.h)."""
+DMB_SIZES_KB = tuple(16 << order for order in range(7))
+"""Sizes of the buffers of SMC-D: SMC_BUF_MIN_SIZE, doubled up to SMCD_DMBE_SIZES times (net/smc/smc_core.c)."""
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "kvm"
 
@@ -100,6 +104,9 @@ class DomainConfig(_Section):
     on_overrun: Literal["kernel", "wait"] = Field("kernel", description="what an append to a full ring does")
     aperture_start: int = Field(0x1_0000_0000, ge=0, lt=1 << 42, description="first IOVA, in bytes")
     aperture_mb: int = Field(4096, ge=1, le=1 << 22, description="size of the IOVA space, in MiB")
+    device: Literal["pci", "ism"] | None = Field(
+        None, description="what does DMA; an ISM device never gets a queue; default ism under the load ism, else pci"
+    )
     dma_bits: int = Field(64, ge=20, le=64, description="address bits that the device can drive")
     reserved: list[Annotated[tuple[int, int], Strict(strict=False)]] = Field(
         default_factory=list, description="IOVA ranges never handed out: first and last byte of each"
@@ -145,13 +152,20 @@ class HypervisorConfig(_Section):
     absent_entries: Literal["skip", "count"] = Field(description="whether entries of absent tables are inspected")
     mapping_limit: int = Field(0, ge=0, le=1 << 40, description="most pages the host can hold mapped; 0 for no limit")
     servers: int = Field(1, ge=1, le=64, description="how many requests are served at a time")
+    queue_limit: int = Field(
+        0,
+        ge=0,
+        le=2 * MAX_CPUS,
+        description="most requests that may wait to be served; another is answered busy, and the guest tries it again "
+        "after 1 µs; 0 for no limit",
+    )
     service: Literal["process", "inline"] = Field("process", description="who serves: a process, or the trapping CPU")
 
 
 class WorkloadConfig(_Section):
     """The load. Which of the numbers matter depends on the name."""
 
-    name: Literal["map_benchmark", "nvme", "nic"] = "nvme"
+    name: Literal["map_benchmark", "nvme", "nic", "ism"] = "nvme"
     queue_depth: int = Field(32, ge=1, le=65_536, description="requests under way on each CPU")
     granule: int = Field(1, ge=1, le=1024, description="map_benchmark: pages of each mapping")
     hold_ns: Nanoseconds = Field(0, description="map_benchmark: how long a mapping is held")
@@ -162,27 +176,45 @@ class WorkloadConfig(_Section):
     completion: Literal["same", "other"] = Field("same", description="nvme: CPU on which a request completes")
     ring: int = Field(256, ge=1, le=65_536, description="nic: receive buffers of each CPU")
     batch: int = Field(32, ge=1, le=4096, description="nic: buffers refilled and unmapped together")
+    dmbs: int = Field(64, ge=1, le=MAX_DMBS, description="ism: registered buffers of each CPU")
+    dmb_kb: dict[int, float] = Field(
+        default_factory=lambda: {16: 0.1, 64: 0.7, 256: 0.15, 1024: 0.05},
+        description="ism: share of each buffer size in KiB, a power of two from 16 to 1024",
+    )
 
-    @field_validator("block_kb", mode="before")
+    @field_validator("block_kb", "dmb_kb", mode="before")
     @classmethod
     def _sizes_are_numbers(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         sizes = [int(size) for size in value]
         if len(set(sizes)) < len(sizes):
-            raise ValueError("names a block size twice")
+            raise ValueError("names a size twice")
         return dict(zip(sizes, value.values(), strict=True))
 
-    @field_validator("block_kb")
+    @field_validator("block_kb", "dmb_kb")
     @classmethod
     def _shares(cls, value: dict[int, float]) -> dict[int, float]:
         if not all(0 <= share < math.inf for share in value.values()):
             raise ValueError("a share must be a number from 0 up")
         if not any(value.values()):
-            raise ValueError("needs at least one block size with a share above 0")
+            raise ValueError("needs at least one size with a share above 0")
+        return value
+
+    @field_validator("block_kb")
+    @classmethod
+    def _block_sizes(cls, value: dict[int, float]) -> dict[int, float]:
         for size in value:
             if size < 1 or size > 4096:
                 raise ValueError(f"block size {size} KiB is not in 1…4096")
+        return value
+
+    @field_validator("dmb_kb")
+    @classmethod
+    def _dmb_sizes(cls, value: dict[int, float]) -> dict[int, float]:
+        for size in value:
+            if size not in DMB_SIZES_KB:
+                raise ValueError(f"buffer size {size} KiB is not one of {', '.join(map(str, DMB_SIZES_KB))}")
         return value
 
 
@@ -248,6 +280,11 @@ class Config(_Section):
                 raise ValueError("domain.reserved needs whole pages: [first byte, last byte] with first < last")
         return self
 
+    @property
+    def device(self) -> Literal["pci", "ism"]:
+        """What does DMA."""
+        return self.domain.device or ("ism" if self.workload.name == "ism" else "pci")
+
     def to_toml(self) -> str:
         """The resolved description; reading it back gives an equal Config."""
         data = self.model_dump(exclude_none=True)
@@ -256,7 +293,8 @@ class Config(_Section):
         if not self.lazy_types:
             for name in ("fq_size", "fq_timeout_ms", "on_overrun"):
                 data["domain"].pop(name, None)
-        data["workload"]["block_kb"] = {str(size): share for size, share in self.workload.block_kb.items()}
+        for name in ("block_kb", "dmb_kb"):
+            data["workload"][name] = {str(size): share for size, share in data["workload"][name].items()}
         return tomli_w.dumps(data)
 
 

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from emu.config import DEFAULT_PRESET, MAX_CPUS, PRESETS, QUEUED, Config, ConfigError, load, presets
+from emu.config import (
+    DEFAULT_PRESET,
+    DMB_SIZES_KB,
+    MAX_CPUS,
+    MAX_DMBS,
+    PRESETS,
+    QUEUED,
+    Config,
+    ConfigError,
+    load,
+    presets,
+)
 
 TYPES = ["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
 APERTURE_END = 1 << 42
@@ -70,6 +81,7 @@ def domains(draw: st.DrawFn) -> dict[str, Any]:
         "iova_ranges": st.integers(64, 1 << 28),
         "fq_memory_mb": st.integers(0, 1 << 20),
         "bugs": st.lists(st.sampled_from(["init-fq-before-type", "queue-before-type"]), unique=True),
+        "device": st.sampled_from([None, "pci", "ism"]),
     }
     if QUEUED & set(types):
         values["fq_size"] = st.integers(1, 24).map(lambda order: 1 << order)
@@ -89,6 +101,7 @@ def hypervisors(draw: st.DrawFn) -> dict[str, Any]:
         "change_ns": draw(nanoseconds()),
         "absent_entries": draw(st.sampled_from(["skip", "count"])),
         "servers": draw(st.integers(1, 64)) if service == "process" else 1,
+        "queue_limit": draw(st.integers(0, 2 * MAX_CPUS)),
         "service": service,
     }
 
@@ -97,7 +110,7 @@ def workloads() -> st.SearchStrategy[dict[str, Any]]:
     shares = st.dictionaries(st.integers(1, 4096), st.floats(0, 1e6), min_size=1, max_size=8)
     return subset(
         {
-            "name": st.sampled_from(["map_benchmark", "nvme", "nic"]),
+            "name": st.sampled_from(["map_benchmark", "nvme", "nic", "ism"]),
             "queue_depth": st.integers(1, 65_536),
             "granule": st.integers(1, 1024),
             "hold_ns": nanoseconds(),
@@ -105,6 +118,8 @@ def workloads() -> st.SearchStrategy[dict[str, Any]]:
             "completion": st.sampled_from(["same", "other"]),
             "ring": st.integers(1, 65_536),
             "batch": st.integers(1, 4096),
+            "dmbs": st.integers(1, MAX_DMBS),
+            "dmb_kb": st.dictionaries(st.sampled_from(DMB_SIZES_KB), st.floats(0.001, 1e6), min_size=1),
         }
     )
 
@@ -226,6 +241,10 @@ WRONG = {
     "block size of nothing": "[workload]\nblock_kb = { 0 = 1.0 }",
     "negative share": "[workload]\nblock_kb = { 4 = -1.0, 8 = 2.0 }",
     "share that is no number": "[workload]\nblock_kb = { 4 = nan }",
+    "buffer size between two": "[workload]\ndmb_kb = { 48 = 1.0 }",
+    "too many buffers": "[workload]\ndmbs = 1889",
+    "unknown device": '[domain]\ndevice = "nosuch"',
+    "negative queue": "[hypervisor]\nqueue_limit = -1",
     "endless share": "[workload]\nblock_kb = { 4 = inf, 8 = 1.0 }",
     "key of two lines": '[machine]\n"a\\nb" = 1',
     "section of two lines": '["a\\nb"]\nx = 1',
@@ -261,6 +280,7 @@ def test_a_wrong_flag_is_named():
         ("[machine]\ncpus = 0", "machine.cpus"),
         ("[domain]\nfq_size = 100", "domain.fq_size: must be a power of two, as 128"),
         ("[workload]\nblock_kb = { 9999 = 1.0 }", "workload.block_kb: block size 9999 KiB"),
+        ("[workload]\ndmb_kb = { 8 = 1.0 }", "workload.dmb_kb: buffer size 8 KiB is not one of 16, 32, 64, 128"),
         ("[workload]\nnosuch = 1", "workload.nosuch: no such key"),
         ("[domain]\nreserved = [[0, 4095], [0]]", "domain.reserved"),
     ],
@@ -311,6 +331,14 @@ def test_what_is_switched_is_strict_unless_said_otherwise(tmp_path):
     timeline = '[machine]\ntimeline = [{ at_s = 0.5, type = "DMA-FQ" }]\n'
     assert load(written(tmp_path, timeline)).domain.types == ["DMA"]
     assert load(written(tmp_path, timeline + '[domain]\ntypes = ["identity"]')).domain.types == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("workload", "device", "expected"),
+    [("nvme", None, "pci"), ("ism", None, "ism"), ("ism", "pci", "pci"), ("nvme", "ism", "ism")],
+)
+def test_the_load_of_an_ism_device_runs_on_one_unless_told_otherwise(workload, device, expected):
+    assert load(overrides=[("workload", "name", workload), ("domain", "device", device)]).device == expected
 
 
 @given(share=st.floats(allow_nan=True, allow_infinity=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from emu.config import Config, DomainType
+from emu.config import QUEUED, Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
 from emu.iommu.domain import DOMAIN_TYPES
 from emu.native.histogram import bucket_bounds, mean, percentile
@@ -81,11 +81,23 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "conservation": _conservation(recording, ctrs, domain),
         "processes": _processes(recording),
         "segment_bytes": recording.segment_bytes,
-        "fell_back_to_strict": recording.fq_init_failed,
+        "fell_back_to_strict": recording.fq_init_failed or _is_denied_its_queue(config, domain),
+        "device": config.device,
+        "device_error": recording.device_in_error,
         "bugs": list(config.domain.bugs),
         "faults": list(config.machine.faults),
-        "notes": list(workload.notes),
+        "notes": [*workload.notes, *_notes(config, domain)],
     }
+
+
+def _is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+    return config.device == "ism" and domain in QUEUED
+
+
+def _notes(config: Config, domain: DomainType) -> list[str]:
+    if not _is_denied_its_queue(config, domain):
+        return []
+    return [f"{domain}: an ISM device has no flush queue, whatever is asked for; the domain is strict."]
 
 
 def _seconds(cpus: npt.NDArray[Any]) -> float:
@@ -167,6 +179,7 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
     return {
         "requests": requests,
         "global_requests": int(servers["global_requests"].sum()),
+        "busy_retries": int(recording.contexts["ctrs"]["busy_retries"].sum()),
         "busy_ns": busy_ns,
         "emulated_ns": int(servers["emulated_ns"].sum()),
         "utilisation": min(busy_ns / capacity_ns, 1.0) if capacity_ns else 0.0,

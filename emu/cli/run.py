@@ -21,7 +21,7 @@ def run(
     /,
     *,
     machine: MachineOptions = _MACHINE,
-    workload: Annotated[str | None, Parameter(help="Load: map_benchmark, nvme or nic; default nvme.")] = None,
+    workload: Annotated[str | None, Parameter(help="Load: map_benchmark, nvme, nic or ism; default nvme.")] = None,
     seconds: Annotated[float | None, Parameter(help="Run time of each domain, in s; default 1.5.")] = None,
     ops: Annotated[
         int | None, Parameter(converter=whole_number, help="Map+unmap pairs over all CPUs, instead of --seconds.")

@@ -3,7 +3,7 @@
 A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests
 queue in FIFO order by ticket. With `service = "inline"` the CPU serves its own request under the hypervisor's lock
 instead, as KVM does, and waits for that lock awake, as it would for firmware or hardware. The address and length in
-the request are in pages.
+the request are in pages. Where `queue_limit` requests wait already, another is not queued but answered busy at once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from typing import Any
 
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
+    CC_SHIFT,
     REQUEST_DONE,
     REQUEST_POSTED,
     REQUEST_WAITERS,
+    RPCIT_BUSY,
     RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_OK,
+    ZPCI_CC_INVAL_HANDLE,
     hypervisor_t,
     request_t,
 )
@@ -26,10 +30,10 @@ from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns, relax
 from emu.native.wait import wait_on, wake_up
 
-RPCIT_NOT_SERVED = -5
-"""The machine is being stopped and its hypervisor may be dead (-EIO)."""
+RPCIT_NOT_SERVED = ZPCI_CC_INVAL_HANDLE << CC_SHIFT
+"""The machine is being stopped and its hypervisor may be dead: the function is gone."""
 
-__all__ = ["RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "rpcit"]
+__all__ = ["RPCIT_BUSY", "RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "RPCIT_OK", "rpcit"]
 
 _SLEEP_NS = 200_000_000
 
@@ -39,7 +43,7 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     """Have the hypervisor look at a range of the guest's table.
 
     Returns:
-        RPCIT_OK, RPCIT_INSUFFICIENT_RESOURCES, or RPCIT_NOT_SERVED when the machine stops.
+        An answer, RPCIT_*; RPCIT_NOT_SERVED when the machine stops.
     """
     hv = deref(hypervisor_t, cpu.hypervisor)
     request = deref(request_t, cpu.request)
@@ -52,18 +56,41 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
         serve_request(cpu, hv, request)
         return request.status
     if hv.is_inline:
-        spin_lock_polling(cpu, hv.lock)
-        serve_request(cpu, hv, request)
-        spin_unlock(cpu, hv.lock)
-        return request.status
-    _post(cpu, hv, request)
+        return _serve_oneself(cpu, hv, request)
+    ticket = _take_ticket_if_room(hv) if hv.queue_limit else fetch_add(hv, "tail", 1)
+    if ticket < 0:
+        return RPCIT_BUSY
+    _post(cpu, hv, request, ticket)
     return _wait_until_served(cpu, hv, request)
 
 
+@slow
+def _take_ticket_if_room(hv: Any) -> int:
+    """The next place in the queue, or -1 when as many wait as may."""
+    while True:
+        tail = read_once(hv, "tail")
+        # Read after the tail, and it only grows: when the exchange succeeds, no more than this are waiting.
+        if tail - read_once(hv, "head") >= hv.queue_limit:
+            return -1
+        if cmpxchg(hv, "tail", tail, tail + 1) == tail:
+            return tail
+
+
 @inline
-def _post(cpu: Any, hv: Any, request: Any) -> None:
+def _serve_oneself(cpu: Any, hv: Any, request: Any) -> int:
+    if hv.queue_limit and _take_ticket_if_room(hv) < 0:
+        return RPCIT_BUSY
+    spin_lock_polling(cpu, hv.lock)
+    if hv.queue_limit:
+        fetch_add(hv, "head", 1)
+    serve_request(cpu, hv, request)
+    spin_unlock(cpu, hv.lock)
+    return request.status
+
+
+@inline
+def _post(cpu: Any, hv: Any, request: Any, ticket: int) -> None:
     write_once(request, "state", REQUEST_POSTED)
-    ticket = fetch_add(hv, "tail", 1)
     # Release: the request is written before its slot can be found. Pairs with the acquire in take_request().
     smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", ticket << SLOT_BITS | (cpu.slot + 1))
     # Either this CPU sees a sleeping server or the server sees the request: pairs with smp_mb() in the server's sleep.

@@ -9,10 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.recorded import spend_as_recorded
-from emu.hypervisor.state import RPCIT_INSUFFICIENT_RESOURCES, RPCIT_OK, server_t
+from emu.hypervisor.state import (
+    RPCIT_ERROR_RECOVER,
+    RPCIT_FUNC_IN_ERR,
+    RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_OK,
+    server_t,
+)
 from emu.iommu.io_pgtable import (
     ZPCI_PT_ENTRIES,
     calc_px,
+    count_valid,
     dma_walk_cpu_trans,
     io_pgtable,
     page_table_of,
@@ -110,6 +117,21 @@ def _look_at_guest_table(hv: Any, server: Any, request: Any) -> int:
     return _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
 
 
+@slow
+def _answer_of_device(hv: Any, request: Any) -> int:
+    """RPCIT_OK, or why the device lets nothing be refreshed.
+
+    An ISM device looks into the guest's table itself. A global flush shows it addresses that it has in use; that puts
+    it into error, where it stays, as nobody resets it.
+    """
+    if hv.device_in_error:
+        return RPCIT_ERROR_RECOVER
+    if request.is_global and count_valid(hv.guest_table, request.start_pfn, request.pages):
+        hv.device_in_error = 1
+        return RPCIT_FUNC_IN_ERR
+    return RPCIT_OK
+
+
 @inline
 def _note_waiting(server: Any, request: Any, free_at_ns: int, started_ns: int) -> None:
     wait_ns = max(free_at_ns - request.posted_ns, 0)
@@ -137,18 +159,23 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
     _note_waiting(server, request, free_at_ns, started_ns)
-    passes = 1
+    passes = counts = 0
     # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
     if hv.servers > 1:
         spin_lock(cpu, hv.lock)
-    counts = _look_at_guest_table(hv, server, request)
-    if server.refused and (counts & 0xFFFFFFFF):
-        # The first pass may have dropped what stood behind the entries it refused.
-        counts += _look_at_guest_table(hv, server, request)
-        passes = 2
+    answer = _answer_of_device(hv, request) if hv.is_ism else RPCIT_OK
+    if answer == RPCIT_OK:
+        counts = _look_at_guest_table(hv, server, request)
+        passes = 1
+        if server.refused and (counts & 0xFFFFFFFF):
+            # The first pass may have dropped what stood behind the entries it refused.
+            counts += _look_at_guest_table(hv, server, request)
+            passes = 2
+        if server.refused:
+            answer = RPCIT_INSUFFICIENT_RESOURCES
     if hv.servers > 1:
         spin_unlock(cpu, hv.lock)
-    request.status = RPCIT_INSUFFICIENT_RESOURCES if server.refused else RPCIT_OK
+    request.status = answer
     walked = passes * request.pages if hv.absent_counts else counts >> 32
     changed = counts & 0xFFFFFFFF
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000

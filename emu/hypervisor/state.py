@@ -9,9 +9,17 @@ from emu.native.record import struct
 REQUEST_IDLE, REQUEST_POSTED, REQUEST_DONE = 0, 1, 2
 REQUEST_WAITERS = 4
 
-RPCIT_OK = 0
-RPCIT_INSUFFICIENT_RESOURCES = 16
-"""Status of a request (ZPCI_RPCIT_ST_*): the host cannot pin or track another mapping."""
+ZPCI_CC_OK, ZPCI_CC_ERR, ZPCI_CC_BUSY, ZPCI_CC_INVAL_HANDLE = range(4)
+"""Condition codes of PCI instructions."""
+CC_SHIFT = 8
+
+RPCIT_OK = ZPCI_CC_OK << CC_SHIFT
+RPCIT_FUNC_IN_ERR = ZPCI_CC_ERR << CC_SHIFT | 8
+RPCIT_INSUFFICIENT_RESOURCES = ZPCI_CC_ERR << CC_SHIFT | 16
+RPCIT_ERROR_RECOVER = ZPCI_CC_ERR << CC_SHIFT | 40
+RPCIT_BUSY = ZPCI_CC_BUSY << CC_SHIFT
+"""Answers to an RPCIT: the condition code, and below it the status. In turn: done; the function goes into error; the
+host cannot pin or track another mapping; the function is in error since earlier; too many requests wait."""
 
 request_t = struct(
     lines=("state",),
@@ -34,11 +42,13 @@ hypervisor_t = struct(
     mapped="i8",
     intercept_ns="i8",
     mapping_limit="i8",
+    queue_limit="i8",
     walk_ps="i8",
     change_ps="i8",
     absent_counts="i8",
     shadows="i8",
     is_inline="i8",
+    is_ism="i8",
     servers="i8",
     poll_ns="i8",
     guest_spins="i8",
@@ -50,12 +60,15 @@ hypervisor_t = struct(
     free_at_ns="i8",
     recorded="i8",
     recorded_count="i8",
+    device_in_error="i8",
 )
-"""`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `walk_ps` and `change_ps` in ps for
-each entry; `absent_counts`: entries of absent tables count as inspected; `shadows`: there is a shadow table to update;
-`servers`: processes that serve, 0 when inline; `lock`: held to serve inline, and by one of several servers to walk;
-`free_at_ns`: when the server served last became free (inline service); `recorded`: array of `recorded_count`
-recorded_flush_t in the order of their beginnings, whose times flushes then take, or 0."""
+"""`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `queue_limit`: requests that may wait,
+0 for any number; `walk_ps` and `change_ps` in ps for each entry; `absent_counts`: entries of absent tables count as
+inspected; `shadows`: there is a shadow table to update; `is_ism`: the device looks into the guest's table itself, and
+a global flush over addresses in use puts it into error; `servers`: processes that serve, 0 when inline; `lock`: held
+to serve inline, and by one of several servers to walk; `free_at_ns`: when the server served last became free (inline
+service); `recorded`: array of `recorded_count` recorded_flush_t in the order of their beginnings, whose times flushes
+then take, or 0."""
 
 server_t = struct(
     lines=("requests",),

@@ -26,6 +26,7 @@ iommu_ctrs = struct(
     overrun_iovas="i8",
     rcache_flushes="i8",
     lost_iovas="i8",
+    busy_retries="i8",
     exposures="i8",
     exposure_page_ticks="i8",
     exposure_max_ticks="i8",
@@ -35,10 +36,10 @@ iommu_ctrs = struct(
 )
 """`maps`, `unmaps`: calls of the DMA API that succeeded; `reclaimed`: IOVAs given back to the allocator after a flush;
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
-frees of a range the allocator does not know; `exposures`: windows between unmap and flush that have closed, of
-IOVAs, or of single pages in the old lazy scheme; `violations`: addresses handed out twice and the like;
-`queued_while_strict`: unmaps that were queued while the domain's type said strict; `queues_of_another_type`: domains
-that had another kind of queue than their type says."""
+frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
+`exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
+`violations`: addresses handed out twice and the like; `queued_while_strict`: unmaps that were queued while the domain's
+type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""
 
 KERNEL_NAMES = {
     "Mapped pages": "mapped_pages",

@@ -17,7 +17,7 @@ from emu.iommu.flush_queue import (
 )
 from emu.iommu.io_pgtable import count_valid
 from emu.iommu.iova import free_all_cached_iovas, init_iova_domain, put_iova_domain, reserve_iova
-from emu.iommu.s390_iommu import s390_domain
+from emu.iommu.s390_iommu import s390_domain, s390_iommu_capable_of_deferred_flush
 from emu.iommu.s390_legacy import reclaim_lazy_locked, zpci_dma
 from emu.native.atomics import int64_t
 from emu.native.bitmap import bitmap_clear, find_next_bit
@@ -126,6 +126,8 @@ def iommu_dma_init_domain(cpu: Any, domain: Any) -> None:
         first = element(int64_t, domain.reserved, 2 * i).value
         last = element(int64_t, domain.reserved, 2 * i + 1).value
         reserve_iova(cpu, domain.cookie.iovad, first, last)
+    if is_deferred(domain.type) and not s390_iommu_capable_of_deferred_flush(domain.s390):
+        domain.type = STRICT
     if is_deferred(domain.type) and not iommu_domain_init_fq(domain, domain.type):
         domain.type = STRICT
 

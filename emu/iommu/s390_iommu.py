@@ -5,26 +5,38 @@ Every other IOMMU in emu is this one with another cost of its flushes.
 
 from __future__ import annotations
 
+from errno import ENOMEM
 from typing import Any
 
-from emu.hypervisor.rpcit import RPCIT_INSUFFICIENT_RESOURCES, rpcit
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
+from emu.iommu.pci_insn import zpci_refresh_trans
 from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSHED, trace
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
 from emu.native.record import element, struct
 from emu.native.time import charge
 
+PCI_FUNC_TYPE_ISM = 5
+"""Internal Shared Memory (SMC-D): a device that looks into the translation tables itself when it sees an RPCIT."""
+
 s390_domain = struct(
     pgtable=io_pgtable,
     aperture_start_pfn="i8",
     aperture_pages="i8",
     tlb_refresh="i8",
+    pft="i8",
 )
-"""`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too."""
+"""`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too; `pft`: type of the PCI
+function, 0 for any but PCI_FUNC_TYPE_ISM."""
 
 int32_t = struct(value="i4")
 """Pages of one scatter-gather segment."""
+
+
+@inline
+def s390_iommu_capable_of_deferred_flush(domain: Any) -> bool:
+    """Whether the device may have a flush queue (IOMMU_CAP_DEFERRED_FLUSH): global flushes break an ISM device."""
+    return domain.pft != PCI_FUNC_TYPE_ISM
 
 
 @jit
@@ -85,42 +97,45 @@ def _map_segments(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, segments:
 
 @slow
 def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any) -> int:
-    """Global RPCIT over the aperture."""
+    """Global RPCIT over the aperture. Returns 0 or an errno, which a flush queue does not look at."""
     cpu.ctrs.global_rpcits += 1
     trace(cpu, EVENT_FLUSH, 0)
-    status = rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    error = zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
     trace(cpu, EVENT_FLUSHED, 0)
-    return status
+    return error
 
 
 @slow
 def s390_iommu_iotlb_sync(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
-    """RPCIT of a range just unmapped."""
+    """RPCIT of a range just unmapped. Returns 0 or an errno, which an unmap does not look at."""
     cpu.ctrs.sync_rpcits += 1
-    return rpcit(cpu, iova_pfn, pages, False)
+    return zpci_refresh_trans(cpu, iova_pfn, pages, False)
 
 
 @inline
 def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> bool:
-    """RPCIT of a range just mapped, where the hypervisor shadows the table; False when the host has no room for it."""
+    """RPCIT of a range just mapped, where the hypervisor shadows the table; False when that fails, and so the map."""
     if not domain.tlb_refresh:
         return True
-    if refresh_mapped(cpu, iova_pfn, pages):
-        return True
-    # Lets the hypervisor discover invalidated entries and drop them; it sees the new ones at the same time.
-    return refresh_for_resources(cpu, domain)
+    error = refresh_mapped(cpu, iova_pfn, pages)
+    if error == -ENOMEM:
+        # Lets the hypervisor discover invalidated entries and drop them; it sees the new ones at the same time.
+        error = refresh_for_resources(cpu, domain)
+    return error == 0
 
 
 @inline
-def refresh_mapped(cpu: Any, iova_pfn: int, pages: int) -> bool:
-    """Range RPCIT after a map; False when the host is out of resources."""
+def refresh_mapped(cpu: Any, iova_pfn: int, pages: int) -> int:
+    """Range RPCIT after a map. Returns 0, or -ENOMEM when the host is out of resources, or another errno."""
     cpu.ctrs.sync_map_rpcits += 1
-    return rpcit(cpu, iova_pfn, pages, False) != RPCIT_INSUFFICIENT_RESOURCES
+    return zpci_refresh_trans(cpu, iova_pfn, pages, False)
 
 
 @slow
-def refresh_for_resources(cpu: Any, domain: Any) -> bool:
-    """Global RPCIT to make room in the host, which the kernel does not count among its Global RPCITs."""
+def refresh_for_resources(cpu: Any, domain: Any) -> int:
+    """Global RPCIT to make room in the host, which the kernel does not count among its Global RPCITs.
+
+    Returns 0 when all is mapped in the host now, or an errno.
+    """
     cpu.ctrs.flushes_no_resources += 1
-    status = rpcit(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
-    return status != RPCIT_INSUFFICIENT_RESOURCES
+    return zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)

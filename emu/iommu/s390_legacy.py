@@ -7,6 +7,7 @@ Strictly, every unmap is flushed and its pages are free at once.
 
 from __future__ import annotations
 
+from errno import ENOMEM
 from typing import Any
 
 from emu.iommu.exposure import close_window
@@ -88,16 +89,21 @@ def reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
 
 
 @slow
+def _flush_before_reuse_locked(cpu: Any, domain: Any, zdev: Any) -> bool:
+    """A global flush before addresses are used again; False when it fails, and none may be."""
+    cpu.ctrs.flushes_wrap += 1
+    if s390_iommu_flush_iotlb_all(cpu, domain) != 0:
+        return False
+    reuse_lazy_locked(cpu, zdev)
+    return True
+
+
+@slow
 def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
     """First pfn of a free range, or 0."""
     spin_lock(cpu, zdev.iommu_bitmap_lock)
     offset = _area_alloc(zdev, zdev.next_bit, pages)
-    if offset < 0:
-        if not zdev.strict:
-            # A global flush before addresses are used again.
-            cpu.ctrs.flushes_wrap += 1
-            s390_iommu_flush_iotlb_all(cpu, domain)
-            reuse_lazy_locked(cpu, zdev)
+    if offset < 0 and (zdev.strict or _flush_before_reuse_locked(cpu, domain, zdev)):
         offset = _area_alloc(zdev, 0, pages)
     if offset >= 0:
         zdev.next_bit = offset + pages
@@ -134,7 +140,7 @@ def _check(cpu: Any, zdev: Any, pfn: int, pages: int, taking: bool) -> None:
 @slow
 def _make_room(cpu: Any, domain: Any, zdev: Any) -> bool:
     """The host is out of resources: lazily, a global flush lets it drop what was unmapped, and makes that usable."""
-    if zdev.strict or not refresh_for_resources(cpu, domain):
+    if zdev.strict or refresh_for_resources(cpu, domain) != 0:
         return False
     spin_lock(cpu, zdev.iommu_bitmap_lock)
     reuse_lazy_locked(cpu, zdev)
@@ -151,7 +157,8 @@ def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, se
     if not iommu_map_sg(cpu, domain, pfn, phys_pfn, pages, segments, nents):
         _dma_free_address(cpu, zdev, pfn, pages, 0)
         return 0
-    if domain.tlb_refresh and not refresh_mapped(cpu, pfn, pages) and not _make_room(cpu, domain, zdev):
+    error = refresh_mapped(cpu, pfn, pages) if domain.tlb_refresh else 0
+    if error and not (error == -ENOMEM and _make_room(cpu, domain, zdev)):
         s390_iommu_unmap_pages(cpu, domain, pfn, pages)
         _dma_free_address(cpu, zdev, pfn, pages, 0)
         return 0

@@ -21,6 +21,7 @@ from emu.iommu.io_pgtable import (
     ZPCI_TABLE_SIZE,
 )
 from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
+from emu.iommu.s390_iommu import PCI_FUNC_TYPE_ISM
 from emu.machine.context import (
     ROLE_CPU,
     ROLE_HYPERVISOR,
@@ -71,7 +72,7 @@ class Layout:
     Attributes:
         segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
         theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring of the domain as
-        it begins; 0 where there is no queue.
+        it begins; 0 where there is no queue. is_ism: what does DMA is an ISM device.
     """
 
     def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:
@@ -84,6 +85,7 @@ class Layout:
         self.first_server = self.cpus + 1
         self.supervisor = self.first_server + self.servers
         self.contexts = self.supervisor + 1
+        self.is_ism = config.device == "ism"
         self._queues = {kind: queue for kind in FQ_DEFAULTS if (queue := self._queue_of(kind))}
         self.fq_size = self._queues[self.type].size if self.type in self._queues else 0
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
@@ -97,7 +99,7 @@ class Layout:
 
     def _queue_of(self, kind: int) -> _Queue | None:
         """The queue of a lazy type, if there is to be memory for it: once the machine runs, none can be had."""
-        if self.type in S390_TYPES:
+        if self.type in S390_TYPES or self.is_ism:
             return None
         options = self.config.domain
         default_size, default_timeout_ms = FQ_DEFAULTS[kind]
@@ -229,6 +231,7 @@ class Layout:
         domain.s390.aperture_start_pfn = self.aperture_start_pfn
         domain.s390.aperture_pages = self.aperture_pages
         domain.s390.tlb_refresh = self.config.hypervisor.shadows
+        domain.s390.pft = PCI_FUNC_TYPE_ISM if self.is_ism else 0
         self._fill_table(domain.s390.pgtable, "guest")
         group = self.segment["group"][0]
         group.default_domain = at("domain")
@@ -278,6 +281,8 @@ class Layout:
         hv.absent_counts = model.absent_entries == "count"
         hv.shadows = model.shadows
         hv.mapping_limit = model.mapping_limit or _UNLIMITED
+        hv.queue_limit = model.queue_limit
+        hv.is_ism = self.is_ism
         hv.is_inline = model.service == "inline"
         hv.servers = self.servers
         hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0

@@ -39,6 +39,7 @@ class Recording:
         marks: shape (cpus, marks), dtype mark_t.
         teardown: shape (1,), or None when a process had died.
         tick_ns: ns of one tick.
+        fq_init_failed: there was no memory for the queue. device_in_error: the ISM device has gone into error.
     """
 
     contexts: npt.NDArray[Any]
@@ -59,6 +60,7 @@ class Recording:
     fq_timeout_ms: float
     tick_ns: float
     fq_init_failed: bool
+    device_in_error: bool
     events_recorded: int = 0
     events_lost: int = 0
     teardown: npt.NDArray[Any] | None = None
@@ -93,6 +95,7 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         fq_timeout_ms=float(domain["cookie"]["fq_timeout_ns"][0]) / 1e6,
         tick_ns=_tick_ns(contexts[: layout.cpus]),
         fq_init_failed=bool(domain["fq_init_failed"][0]),
+        device_in_error=bool(hypervisor["device_in_error"][0]),
     )
 
 

@@ -156,15 +156,20 @@ def listening(machine: Machine | Simulation) -> Iterator[None]:
 
 
 def _warnings(layout: Layout, recording: Recording) -> list[str]:
-    if not recording.fq_init_failed:
-        return []
-    config = layout.config
-    why = (
-        "fault fq-alloc is on"
-        if "fq-alloc" in config.machine.faults
-        else f"the rings need more than domain.fq_memory_mb = {config.domain.fq_memory_mb} MiB"
-    )
-    return [f"{FQ_WARNING}: {why}; the domain is strict"]
+    config, warnings = layout.config, []
+    if recording.fq_init_failed:
+        why = (
+            "fault fq-alloc is on"
+            if "fq-alloc" in config.machine.faults
+            else f"the rings need more than domain.fq_memory_mb = {config.domain.fq_memory_mb} MiB"
+        )
+        warnings.append(f"{FQ_WARNING}: {why}; the domain is strict")
+    if recording.device_in_error:
+        warnings.append(
+            "a global flush showed the ISM device addresses it has in use, which put it into error; every later flush"
+            " failed, and every map that needs one"
+        )
+    return warnings
 
 
 class Machine:

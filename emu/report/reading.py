@@ -105,4 +105,5 @@ def _remarks(run: Run) -> Iterator[str]:
             "--on-overrun wait avoids it."
         )
     if run.get("map_failures"):
-        yield f"{name}: {run['map_failures']} maps failed for want of IOVAs or host resources."
+        reason = "because the device was in error" if run.get("device_error") else "for want of IOVAs or host resources"
+        yield f"{name}: {run['map_failures']} maps failed {reason}."

@@ -131,6 +131,7 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Row("  wait in queue p50, µs", _micro("hypervisor", "queue_wait_ns", "p50"))
     yield _Row("  wait in queue p99, µs", _micro("hypervisor", "queue_wait_ns", "p99"))
     yield _Row("  late start p50, µs", _micro("hypervisor", "schedule_ns", "p50"))
+    yield _Row("  answered busy", lambda run: run["hypervisor"].get("busy_retries"), always=False)
     yield _Row("waiting for locks, %", lambda run: _percent(lock_share(run, sum(_lock_waits(run)))))
     yield _Heading("reachable after unmap")
     yield _Row("  p50, ms", _exposed("p50_ns", 1e6))

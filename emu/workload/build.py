@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from emu.config import Config, ConfigError, WorkloadConfig
+from emu.workload.ism import ism_workload
 from emu.workload.map_benchmark import map_benchmark_workload
 from emu.workload.nic import nic_workload
 from emu.workload.nvme import nvme_workload
@@ -29,6 +30,7 @@ _KINDS = {
     "map_benchmark": _Kind(map_benchmark_workload, lambda _load: 1),
     "nvme": _Kind(nvme_workload, lambda load: load.queue_depth),
     "nic": _Kind(nic_workload, lambda load: load.ring + min(load.batch, load.ring)),
+    "ism": _Kind(ism_workload, lambda load: load.dmbs),
 }
 
 
@@ -38,7 +40,8 @@ def build_workload(config: Config) -> Workload:
     The same configuration gives the same arrays: every CPU draws from its own child of the seed.
 
     Raises:
-        ConfigError: so many mappings under way that the programs would need more than about 1 GiB.
+        ConfigError: so many mappings under way that the programs would need more than about 1 GiB, or more than the
+            device can have.
     """
     name, cpus = config.workload.name, config.machine.cpus
     kind = _KINDS[name]

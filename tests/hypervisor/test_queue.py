@@ -4,17 +4,21 @@ import os
 import signal
 import threading
 import time
+from errno import EIO
 
 import pytest
 
+from emu.hypervisor.rpcit import RPCIT_BUSY, RPCIT_NOT_SERVED
 from emu.hypervisor.server import take_request
-from emu.hypervisor.state import REQUEST_DONE, hypervisor_t
+from emu.hypervisor.state import REQUEST_DONE, REQUEST_IDLE, RPCIT_OK, hypervisor_t
+from emu.iommu import pci_insn
 from emu.machine.context import cpu_t
 from emu.machine.hypervisor import hypervisor_main
+from emu.native.atomics import interpreted
 from emu.native.compile import compile_entries, entry
 from emu.native.record import deref
 from tests.hypervisor.harness import counted, entries, served, stopped_machine, valid
-from tests.iommu.harness import RPCIT, History, history_call
+from tests.iommu.harness import REFRESH, RPCIT, History, history_call
 from tests.native.harness import eventually
 
 MS = 1e6
@@ -53,15 +57,19 @@ class Guest:
         self._threads.append(threading.Thread(target=run, daemon=True))
         self._threads[-1].start()
 
-    def trap(self, cpu):
-        """CPU `cpu` executes RPCIT; returns when its request is queued."""
-        before = int(self.hv.tail)
+    def execute(self, cpu, call=RPCIT):
+        """CPU `cpu` executes RPCIT, or REFRESH: as its kernel does, again and again while it is answered busy."""
 
         def run():
-            status = history_call(self.layout.segment.address("contexts", cpu), cpu, RPCIT, 1 << 20, 1, 0)
+            status = history_call(self.layout.segment.address("contexts", cpu), cpu, call, 1 << 20, 1, 0)
             self.served_order.append((cpu, status))
 
         self._start(run)
+
+    def trap(self, cpu):
+        """CPU `cpu` executes RPCIT; returns when its request is queued."""
+        before = int(self.hv.tail)
+        self.execute(cpu)
         assert eventually(lambda: self.hv.tail > before)
         time.sleep(0.002)
 
@@ -148,7 +156,82 @@ def test_without_a_server_a_cpu_is_released_when_the_machine_is_stopped():
     with Guest(1) as guest:
         guest.trap(0)
         guest.layout.segment["control"][0].abort = 1
-        assert eventually(lambda: guest.served_order == [(0, -5)])
+        assert eventually(lambda: guest.served_order == [(0, RPCIT_NOT_SERVED)])
+
+
+# A limit to the queue.
+
+
+@pytest.mark.interpreted
+def test_as_many_wait_as_may_and_another_is_answered_busy_without_being_queued():
+    with Guest(4, queue_limit=2) as guest:
+        guest.trap(0)
+        guest.trap(1)
+        guest.execute(2)
+        assert eventually(lambda: guest.served_order == [(2, RPCIT_BUSY)])
+        assert guest.hv.tail == 2
+        assert guest.layout.segment["requests"][2].state == REQUEST_IDLE
+        take(guest.layout.segment.address("contexts", guest.layout.first_server))
+        guest.trap(2)
+        assert guest.hv.tail == 3
+
+
+@pytest.mark.interpreted
+def test_inline_those_who_wait_for_the_lock_are_the_queue():
+    with Guest(4, service="inline", queue_limit=2) as guest:
+        lock = guest.hv.lock
+        lock.val = guest.layout.segment["contexts"][guest.layout.supervisor].owner
+        guest.trap(0)
+        guest.trap(1)
+        guest.execute(2)
+        assert eventually(lambda: guest.served_order == [(2, RPCIT_BUSY)])
+        lock.val = 0
+        assert eventually(lambda: len(guest.served_order) == 3)
+        guest.execute(2)
+        assert eventually(lambda: guest.served_order[3:] == [(2, RPCIT_OK)])
+        assert guest.hv.head == guest.hv.tail == 3
+
+
+@pytest.mark.interpreted
+def test_a_guest_answered_busy_tries_again_until_it_is_served():
+    with Guest(3, queue_limit=1) as guest:
+        retries = guest.layout.segment["contexts"]["ctrs"]["busy_retries"]
+        guest.trap(0)
+        for cpu in (1, 2):
+            guest.execute(cpu, REFRESH)
+        assert eventually(lambda: retries[1] > 5 and retries[2] > 5)
+        assert retries[0] == 0
+        guest.serve()
+        assert eventually(lambda: sorted(guest.served_order) == [(0, 0), (1, 0), (2, 0)])
+        assert guest.hv.head == guest.hv.tail == 3
+
+
+@pytest.mark.interpreted
+@pytest.mark.skipif(not interpreted, reason="compiled code has no seam to look through")
+@pytest.mark.parametrize("service", ["process", "inline"])
+def test_between_two_tries_a_microsecond_passes(service, monkeypatch):
+    waits_ns = []
+    monkeypatch.setattr(pci_insn, "now_ns", lambda _cpu: 5000)
+    monkeypatch.setattr(pci_insn, "spend_until", lambda _cpu, deadline_ns: waits_ns.append(deadline_ns - 5000))
+    with Guest(1, service=service, queue_limit=1) as guest:
+        guest.hv.tail = 1
+        guest.execute(0, REFRESH)
+        assert eventually(lambda: len(waits_ns) > 3)
+        guest.hv.tail = 0
+        if service == "process":
+            guest.serve()
+        assert eventually(lambda: guest.served_order == [(0, 0)])
+    assert set(waits_ns) == {1000}
+
+
+@pytest.mark.interpreted
+def test_a_guest_answered_busy_gives_up_when_the_machine_is_aborted():
+    with Guest(2, queue_limit=1) as guest:
+        guest.trap(0)
+        guest.execute(1, REFRESH)
+        assert eventually(lambda: guest.layout.segment["contexts"][1].ctrs.busy_retries > 0)
+        guest.layout.segment["control"][0].abort = 1
+        assert eventually(lambda: sorted(guest.served_order) == [(0, RPCIT_NOT_SERVED), (1, -EIO)])
 
 
 # Waiting for a server, and waiting for this machine to run it.
@@ -204,6 +287,20 @@ def test_any_number_of_servers_serves_everything_exactly_once(servers):
         assert hv.head == hv.tail == 6000
 
 
+@pytest.mark.parametrize("service", [{"servers": 1}, {"servers": 3}, {"service": "inline"}])
+@pytest.mark.parametrize("queue_limit", [1, 2])
+def test_with_a_limit_to_the_queue_everything_is_served_exactly_once(service, queue_limit):
+    hypervisor = {"intercept_ns": 20_000.0, "queue_limit": queue_limit, **service}
+    with stopped_machine(cpus=8, pairs=2000, hypervisor=hypervisor) as (machine, layout):
+        assert machine.died is None
+        assert counted(layout, "unmaps") == 2000
+        assert counted(layout, "busy_retries") > 0
+        assert served(layout, "requests") == 4000
+        assert layout.segment["servers"]["max_queued"].max() <= queue_limit
+        hv = layout.segment["hypervisor"][0]
+        assert hv.head == hv.tail == 4000
+
+
 def test_two_servers_do_in_less_time_what_one_cannot():
     emulated_ns = 60 * 2 * MS
     took_ns = {}
@@ -250,8 +347,9 @@ def test_who_serves_makes_no_difference_to_what_is_counted(domain, options):
     assert totals[0]["requests"] > 500
 
 
+@pytest.mark.parametrize("queue_limit", [0, 1])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_a_killed_hypervisor_ends_the_machine_which_says_so(servers):
+def test_a_killed_hypervisor_ends_the_machine_which_says_so(servers, queue_limit):
     killed_at = []
 
     def kill_the_last_server(machine):
@@ -259,7 +357,7 @@ def test_a_killed_hypervisor_ends_the_machine_which_says_so(servers):
             os.kill(int(machine.members[-1].context.pid), signal.SIGKILL)
             killed_at.append(time.monotonic())
 
-    hypervisor = {"intercept_ns": 0.2 * MS, "servers": servers}
+    hypervisor = {"intercept_ns": 0.2 * MS, "servers": servers, "queue_limit": queue_limit}
     with stopped_machine(cpus=2, pairs=10**7, hypervisor=hypervisor, on_beat=kill_the_last_server) as (machine, _):
         assert time.monotonic() - killed_at[0] < 2
         assert machine.died.startswith("hypervisor (pid " if servers == 1 else "hypervisor 1 (pid ")

@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.config import load, presets
-from emu.hypervisor.state import RPCIT_INSUFFICIENT_RESOURCES
+from emu.hypervisor.state import (
+    CC_SHIFT,
+    RPCIT_ERROR_RECOVER,
+    RPCIT_FUNC_IN_ERR,
+    RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_OK,
+    ZPCI_CC_ERR,
+)
 from emu.iommu.io_pgtable import ZPCI_PT_ENTRIES, ZPCI_PTE_INVALID
 from tests.iommu.harness import History
 from tests.native.harness import scaled
@@ -14,6 +21,7 @@ pytestmark = pytest.mark.interpreted
 
 START = 1 << 20
 PAGES = 4096
+COST = {"intercept_ns": 4000.0, "walk_ns": 2.5, "change_ns": 100.0}
 
 
 def history(domain="DMA-SQ", absent="skip", **options):
@@ -213,14 +221,56 @@ def test_the_status_of_a_refused_range_is_that_of_the_architecture():
     with history("DMA", hypervisor={"mapping_limit": 4}) as h:
         h.domain.s390.tlb_refresh = 0
         pfn = h.map(8)
-        assert h.rpcit(pfn, 8) == RPCIT_INSUFFICIENT_RESOURCES == 16
+        answer = h.rpcit(pfn, 8)
+        assert answer == RPCIT_INSUFFICIENT_RESOURCES
+        assert (answer >> CC_SHIFT, answer & 0xFF) == (ZPCI_CC_ERR, 16)
         assert h.server.refused == 4
         assert h.rpcit(pfn, 4) == 0
 
 
-# The cost.
+# An ISM device.
 
-COST = {"intercept_ns": 4000.0, "walk_ns": 2.5, "change_ns": 100.0}
+
+def test_a_global_flush_over_addresses_in_use_puts_an_ism_device_into_error():
+    with history("DMA", device="ism") as h:
+        pfn = h.map(8)
+        assert h.rpcit(START, PAGES, is_global=True) == RPCIT_FUNC_IN_ERR
+        assert h.rpcit(pfn, 8) == RPCIT_ERROR_RECOVER
+        assert h.rpcit(START, PAGES, is_global=True) == RPCIT_ERROR_RECOVER
+
+
+def test_an_ism_device_endures_a_flush_of_a_range_in_use_and_a_global_one_over_nothing():
+    with history("DMA", device="ism") as h:
+        pfn = h.map(8)
+        assert h.rpcit(pfn, 8) == RPCIT_OK
+        h.unmap(pfn, 8)
+        assert h.rpcit(START, PAGES, is_global=True) == RPCIT_OK
+
+
+def test_an_ism_device_looks_into_the_table_where_no_hypervisor_does():
+    with History("DMA", aperture_mb=16, preset="lpar", device="ism", hypervisor={"shadows": False}) as h:
+        h.map(1)
+        assert h.rpcit(START, PAGES, is_global=True) == RPCIT_FUNC_IN_ERR
+
+
+def test_any_other_device_endures_a_global_flush():
+    with history("DMA") as h:
+        h.map(8)
+        assert h.rpcit(START, PAGES, is_global=True) == RPCIT_OK
+
+
+def test_what_a_device_in_error_refuses_costs_the_trap_and_changes_nothing():
+    with history("DMA", device="ism", absent="count", hypervisor=COST) as h:
+        pfn = h.map(8, phys_pfn=777)
+        h.rpcit(START, PAGES, is_global=True)
+        served = Served(h)
+        h.unmap(pfn, 8)
+        assert (served.requests, served.walked, served.changed) == (1, 0, 0)
+        assert served.emulated_ns == 4000
+        assert h.shadow_pte(pfn) == 777 << 12
+
+
+# The cost.
 
 
 @pytest.mark.parametrize("absent", ["skip", "count"])

@@ -28,6 +28,7 @@ from emu.iommu.iova import (
     iova_rcache,
     iova_t,
 )
+from emu.iommu.pci_insn import zpci_refresh_trans
 from emu.iommu.s390_iommu import int32_t
 from emu.machine.context import cpu_t
 from emu.machine.layout import Layout
@@ -42,7 +43,7 @@ from emu.workload.program import Program, Workload, op_t
 MAP, MAP_SG, UNMAP = 0, 1, 2
 FLUSH_TIMEOUT, BEGIN_FLUSH, END_FLUSH, FLUSH, FREE_RINGS = 3, 4, 5, 6, 7
 ALLOC, FREE, FREE_ALL_CACHED, DEPOT_WORK = 8, 9, 10, 11
-PTE, SHADOW_PTE, RPCIT, INIT_FQ, STORE_TYPE = 12, 13, 14, 15, 16
+PTE, SHADOW_PTE, RPCIT, INIT_FQ, STORE_TYPE, REFRESH = 12, 13, 14, 15, 16, 17
 
 NO_FLUSH_RCACHE = 1 << 62
 """Added to the limit of an allocation that must not empty the caches."""
@@ -95,6 +96,8 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
         return iova_to_phys(deref(hypervisor_t, cpu.hypervisor).shadow, a)
     elif call == RPCIT:
         return rpcit(cpu, a, b, c != 0)
+    elif call == REFRESH:
+        return zpci_refresh_trans(cpu, a, b, c != 0)
     elif call == INIT_FQ:
         return iommu_dma_init_fq(cookie, domain.s390, a, b)
     elif call == STORE_TYPE:
@@ -261,6 +264,10 @@ class History:
 
     def rpcit(self, pfn, pages=1, *, is_global=False):
         return self.call(RPCIT, pfn, pages, int(is_global))
+
+    def refresh(self, pfn, pages=1, *, is_global=False):
+        """The same as the guest's kernel does it; 0 or an errno."""
+        return self.call(REFRESH, pfn, pages, int(is_global))
 
     def shadow_pte(self, pfn):
         return self.call(SHADOW_PTE, pfn)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from emu.config import Config, ConfigError, load
+from emu.config import MAX_DMBS, Config, ConfigError, load
 from emu.workload.build import build_workload
+from emu.workload.ism import ism_workload
 from emu.workload.map_benchmark import map_benchmark_workload
 from emu.workload.nic import nic_workload
 from emu.workload.nvme import nvme_workload
@@ -32,6 +33,10 @@ def nvme(cpus: int, depth: int, completion: str) -> Workload:
 
 def nic(cpus: int, ring: int, batch: int) -> Workload:
     return nic_workload(config(cpus=cpus, name="nic", ring=ring, batch=batch), pairs=4 * ring)
+
+
+def ism(cpus: int, dmbs: int) -> Workload:
+    return ism_workload(config(cpus=cpus, name="ism", dmbs=dmbs), pairs=2 * dmbs)
 
 
 def benchmark(cpus: int) -> Workload:
@@ -198,7 +203,10 @@ def test_some_cpus_may_do_one_pair_more_than_others(cpus, depth):
 
 
 @pytest.mark.parametrize("cpus", CPUS)
-@pytest.mark.parametrize("build", [benchmark, lambda cpus: nvme(cpus, 8, "same"), lambda cpus: nic(cpus, 16, 5)])
+@pytest.mark.parametrize(
+    "build",
+    [benchmark, lambda cpus: nvme(cpus, 8, "same"), lambda cpus: nic(cpus, 16, 5), lambda cpus: ism(cpus, 8)],
+)
 def test_a_cpu_that_unmaps_its_own_mappings_never_waits(build, cpus):
     machine = Machine(build(cpus))
     finish(machine, as_far_as_it_gets)
@@ -226,6 +234,8 @@ WORKLOADS = [
     {"name": "nvme", "queue_depth": 1000, "block_kb": {4096: 1.0, 4: 1.0, 9: 0.1}},
     {"name": "nic"},
     {"name": "nic", "ring": 100, "batch": 7},
+    {"name": "ism"},
+    {"name": "ism", "dmbs": 7, "dmb_kb": {16: 1.0, 1024: 1.0}},
 ]
 
 
@@ -279,7 +289,7 @@ def test_another_seed_gives_other_programs(options):
 @pytest.mark.parametrize("options", [each for each in WORKLOADS if each["name"] != "map_benchmark"])
 def test_cpus_draw_independently(options):
     programs = build_workload(config(cpus=16, **options)).programs
-    pages = np.stack([maps_of(program.ops)["pages"] for program in programs])
+    pages = np.stack([maps_of(loop_of(program))["pages"] for program in programs])
     of_mixed_sizes = pages.max(axis=0) > 1
     correlations = np.corrcoef(pages[:, of_mixed_sizes])
     assert np.all(np.abs(correlations[~np.eye(len(pages), dtype=bool)]) < 0.1)
@@ -398,7 +408,50 @@ def test_map_benchmark_without_a_hold_does_not_wait():
     assert program.ops["code"].tolist() == [OP_MAP, OP_UNMAP]
 
 
-@pytest.mark.parametrize("name", ["nvme", "nic"])
+def test_an_ism_driver_maps_two_pages_of_its_own_before_all_and_keeps_them():
+    workload = build_workload(config(name="ism", dmbs=5))
+    program = workload.programs[0]
+    assert [(op["code"], op["slot"], op["pages"]) for op in program.ops[:2]] == [(OP_MAP, 0, 1), (OP_MAP, 1, 1)]
+    later = np.concatenate([program.ops[2:], *[program.ops for program in workload.programs[1:]]])
+    assert later["slot"].min() == 2
+
+
+@pytest.mark.parametrize("dmbs", [1, 2, 8, 64])
+def test_ism_keeps_all_its_buffers_registered_but_the_one_it_replaces(dmbs):
+    machine = Machine(ism(3, dmbs))
+    finish(machine, in_turn)
+    assert machine.live == [dmbs + 2, dmbs, dmbs]
+    assert machine.most_live == dmbs + 2
+
+
+def test_three_quarters_of_ism_buffers_stay_for_good_and_the_others_are_replaced_equally_often():
+    [program] = ism_workload(config(cpus=1, name="ism", dmbs=64), pairs=640).programs
+    ops = loop_of(program)
+    slots, times = np.unique(ops["slot"][ops["code"] == OP_UNMAP], return_counts=True)
+    assert slots.tolist() == list(range(2, 2 + 16))
+    assert set(times.tolist()) == {640 // 16}
+    assert np.array_equal(ops["slot"][::2], ops["slot"][1::2]), "what is unregistered is at once replaced"
+
+
+def test_ism_buffers_are_of_the_sizes_of_smc_d_each_in_one_piece():
+    workload = build_workload(config(cpus=8, name="ism"))
+    maps = np.concatenate([maps_of(program.ops) for program in workload.programs])
+    maps = maps[maps["slot"] >= 2]
+    assert set(maps["nents"].tolist()) == {1}
+    assert len(workload.segments) == 0
+    for pages, share in {4: 0.1, 16: 0.7, 64: 0.15, 256: 0.05}.items():
+        assert np.mean(maps["pages"] == pages) == pytest.approx(share, abs=0.02)
+
+
+def test_an_ism_device_has_no_more_than_1888_buffers():
+    assert MAX_DMBS == 1888
+    assert len(build_workload(config(cpus=1888, name="ism", dmbs=1)).programs) == 1888
+    with pytest.raises(ConfigError, match=r"workload\.dmbs: 1 on each of 1889 CPUs.*fewer dmbs") as error:
+        build_workload(config(cpus=1889, name="ism", dmbs=1))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nvme", "nic", "ism"])
 def test_a_loop_has_at_most_8192_operations(name):
     for program in build_workload(config(name=name)).programs:
         assert 4096 <= len(loop_of(program)) <= 8192
