@@ -51,10 +51,6 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     request.pages = pages
     request.is_global = is_global
     request.posted_ns = now_ns(cpu)
-    if hv.recorded:
-        # Whatever had to wait for whatever did so when it was recorded.
-        serve_request(cpu, hv, request)
-        return request.status
     if hv.is_inline:
         return _serve_oneself(cpu, hv, request)
     ticket = _take_ticket_if_room(hv) if hv.queue_limit else fetch_add(hv, "tail", 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.hypervisor.recorded import spend_as_recorded
 from emu.hypervisor.state import (
     RPCIT_ERROR_RECOVER,
     RPCIT_FUNC_IN_ERR,
@@ -179,10 +178,7 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     walked = passes * request.pages if hv.absent_counts else counts >> 32
     changed = counts & 0xFFFFFFFF
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
-    if hv.recorded == 0:
-        _spend(cpu, started_ns + emulated_ns)
-    elif request.is_global:
-        spend_as_recorded(cpu, hv)
+    _spend(cpu, started_ns + emulated_ns)
     finished_ns = now_ns(cpu)
     server.requests += 1
     server.global_requests += request.is_global

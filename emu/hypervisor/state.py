@@ -58,8 +58,6 @@ hypervisor_t = struct(
     guest_table="i8",
     shadow=io_pgtable,
     free_at_ns="i8",
-    recorded="i8",
-    recorded_count="i8",
     device_in_error="i8",
 )
 """`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `queue_limit`: requests that may wait,
@@ -67,8 +65,7 @@ hypervisor_t = struct(
 inspected; `shadows`: there is a shadow table to update; `is_ism`: the device looks into the guest's table itself, and
 a global flush over addresses in use puts it into error; `servers`: processes that serve, 0 when inline; `lock`: held
 to serve inline, and by one of several servers to walk; `free_at_ns`: when the server served last became free (inline
-service); `recorded`: array of `recorded_count` recorded_flush_t in the order of their beginnings, whose times flushes
-then take, or 0."""
+service)."""
 
 server_t = struct(
     lines=("requests",),

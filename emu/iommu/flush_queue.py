@@ -17,6 +17,7 @@ from typing import Any
 
 from emu.iommu.exposure import close_window
 from emu.iommu.iova import free_iova_fast, iova_domain
+from emu.iommu.recorded import find_recorded_flush, recorded_flush_t, recorded_flushes
 from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all
 from emu.iommu.tracepoints import EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, trace
 from emu.native.atomics import (
@@ -36,7 +37,7 @@ from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_QUEUE, COST_RECLAIM
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, pointer_to, struct
-from emu.native.time import charge, now_ticks, yield_core
+from emu.native.time import charge, now_ticks, spend_until, yield_core
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
 
 PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
@@ -69,6 +70,7 @@ iommu_dma_cookie = struct(
     fq_timeout_ns="i8",
     num_possible_cpus="i8",
     wait_on_overrun="i8",
+    recorded=recorded_flushes,
     fq_timer=timer_t,
     fq_flush_start_cnt=atomic64_t,
     fq_flush_finish_cnt=atomic64_t,
@@ -127,11 +129,18 @@ def fq_ring_free(cpu: Any, cookie: Any, fq: Any) -> None:
 @slow
 def fq_flush_iotlb(cpu: Any, cookie: Any) -> None:
     """Flush everything; flushes of several CPUs may overlap and finish in any order."""
+    recorded = find_recorded_flush(cpu, cookie.recorded)
+    if recorded:
+        spend_until(cpu, deref(recorded_flush_t, recorded).begin_ns)
     fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
     s390_iommu_flush_iotlb_all(cpu, deref(s390_domain, cookie.fq_domain))
+    if recorded:
+        spend_until(cpu, deref(recorded_flush_t, recorded).end_ns)
     write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
     # Full barrier: pairs with the acquire in fq_ring_free_locked().
     fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
+    if recorded:
+        spend_until(cpu, deref(recorded_flush_t, recorded).resume_ns)
 
 
 @slow

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from emu.config import Config, DomainType, cores
-from emu.hypervisor.recorded import recorded_flush_t
 from emu.hypervisor.state import hypervisor_t, request_t, server_t
 from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_TYPES, iommu_domain
 from emu.iommu.flush_queue import iova_fq, iova_fq_entry
@@ -21,6 +20,7 @@ from emu.iommu.io_pgtable import (
     ZPCI_TABLE_SIZE,
 )
 from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
+from emu.iommu.recorded import recorded_flush_t
 from emu.iommu.s390_iommu import PCI_FUNC_TYPE_ISM
 from emu.machine.context import (
     ROLE_CPU,
@@ -39,7 +39,7 @@ from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
-from emu.native.timer import timer_base_t
+from emu.native.timer import firing_t, timer_base_t
 from emu.native.virtual import PS, START_PS, fiber_t, init_world, turn_t, world_t
 from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
@@ -184,7 +184,7 @@ class Layout:
         self.marks_per_cpu = 1 + max((int((p.ops["code"] == OP_MARK).sum()) for p in self.workload.programs), default=0)
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
         if self.workload.recorded:
-            plan.add("recorded_timers", np.int64, len(self.workload.recorded.timer_ns) + 1)
+            plan.add("recorded_firings", firing_t, len(self.workload.recorded.firings) + 1)
             plan.add("recorded_flushes", recorded_flush_t, len(self.workload.recorded.flushes) + 1)
         if self.config.machine.record:
             plan.add("event_rings", event_ring_t, self.cpus + 1)
@@ -366,15 +366,15 @@ class Layout:
 
     def _fill_recorded(self, recorded: RecordedTimes) -> None:
         at, segment, start_ns = self.segment.address, self.segment, START_PS // PS
-        segment["recorded_timers"][:-1] = recorded.timer_ns + start_ns
-        base, hv = segment["timer_base"][0], segment["hypervisor"][0]
-        base.recorded = at("recorded_timers")
-        base.recorded_count = len(recorded.timer_ns)
-        segment["domain"][0].cookie.fq_timer.is_recorded = 1
-        for row, (begin_ns, end_ns, cpu) in zip(segment["recorded_flushes"], recorded.flushes.tolist(), strict=False):
-            row.begin_ns, row.end_ns, row.cpu = begin_ns + start_ns, end_ns + start_ns, cpu
-        hv.recorded = at("recorded_flushes")
-        hv.recorded_count = len(recorded.flushes)
+        firings, flushes = segment["recorded_firings"][:-1], segment["recorded_flushes"][:-1]
+        firings["at_ns"], firings["cpu"] = recorded.firings["at_ns"] + start_ns, recorded.firings["cpu"]
+        for name in ("begin_ns", "end_ns", "resume_ns"):
+            flushes[name] = recorded.flushes[name] + start_ns
+        flushes["cpu"] = recorded.flushes["cpu"]
+        base, cookie = segment["timer_base"][0], segment["domain"][0].cookie
+        base.recorded, base.recorded_count = at("recorded_firings"), len(firings)
+        cookie.fq_timer.is_recorded = 1
+        cookie.recorded.first, cookie.recorded.count = at("recorded_flushes"), len(flushes)
 
     def role_of(self, slot: int) -> int:
         """The role of a context."""

@@ -28,7 +28,10 @@ timer_t = struct(
     is_recorded="i8",
 )
 """`armed_by` is the emulated CPU's number: the callback acts on its behalf. It fires at `expires_ns`: when it is due
-or, with `is_recorded`, as late after that as it did when it was recorded. `fired_ns`: when it did last."""
+or, with `is_recorded`, when it did on a recorded machine. `fired_ns`: when it did last."""
+
+firing_t = struct(at_ns="i8", cpu="i8")
+"""A timer fired, on a recorded machine."""
 
 timer_base_t = struct(
     lines=("doorbell", "tick_ns"),
@@ -42,11 +45,13 @@ timer_base_t = struct(
     recorded_count="i8",
 )
 """`timers` is an array of `count` addresses of timer_t; jiffies are counted from `jiffies_start_ns`.
-`recorded`: array of `recorded_count` int64, the times in ns at which the recorded timer fired, or 0."""
+`recorded`: array of `recorded_count` firing_t in their order, or 0."""
 
 NEVER = 1 << 62
-_LATEST_NS, _BUSY_NS = 250_000_000, 100_000_000
-"""Later than that, a recorded timer was another one."""
+_LATEST_NS = 1_000_000_000
+"""Later than that, a recorded firing was another one's."""
+_BUSY_NS = 100_000_000
+"""Longer than that after its firing, a timer's flush is no longer at work."""
 _WHEEL_BITS, _LEVEL_SHIFT, _LEVELS = 6, 3, 9
 
 
@@ -72,40 +77,41 @@ def wheel_expiry(now_jiffies: int, delta_jiffies: int) -> int:
 
 
 @slow
-def _first_recorded_ns(base: Any, from_ns: int) -> int:
-    """When the recorded timer first fired at `from_ns` or later, or NEVER."""
+def _first_firing_after(base: Any, at_ns: int) -> int:
+    """Index of the first recorded firing after a time; the number of firings when there is none."""
     low, high = 0, base.recorded_count
     while low < high:
         middle = (low + high) >> 1
-        if element(int64_t, base.recorded, middle).value < from_ns:
+        if element(firing_t, base.recorded, middle).at_ns <= at_ns:
             low = middle + 1
         else:
             high = middle
-    return element(int64_t, base.recorded, low).value if low < base.recorded_count else NEVER
+    return low
 
 
 @slow
-def _as_recorded(base: Any, timer: Any, granule_ns: int) -> None:
-    """Have the timer fire when it did, if that was this firing.
+def _fire_as_recorded(base: Any, timer: Any, granule_ns: int) -> None:
+    """Have the timer fire when, and on the CPU on which, it did next: interrupts come as late as they came there.
 
-    The trace does not tell what jiffies were when it was armed, if that was while it, or the flush that it caused, was
-    still at work: a CPU that flushes or frees with interrupts off does not count ticks, and who arms may have waited
-    for its lock. The due time is then one of a few, a granule apart; the last that is not after the firing is taken.
+    Its own due time stands beside that. The trace does not tell what jiffies were when the timer was armed while a
+    flush was still at work: a CPU that flushes or frees with interrupts off does not count ticks, and who arms may have
+    waited for its lock. The due time is then one of a few, a granule apart; the last before the firing is taken.
     """
-    busy_ns = timer.armed_at_ns - timer.fired_ns
-    spread_ns = busy_ns + granule_ns if busy_ns < _BUSY_NS else base.tick_ns
-    fired_ns = _first_recorded_ns(base, timer.due_ns - spread_ns)
-    if fired_ns >= timer.due_ns + _LATEST_NS or fired_ns <= timer.armed_at_ns:
+    i = _first_firing_after(base, timer.armed_at_ns)
+    if i == base.recorded_count:
         return
-    timer.expires_ns = fired_ns
-    if spread_ns > base.tick_ns:
-        latest_ns = timer.due_ns + _BUSY_NS - busy_ns
-        while timer.due_ns > fired_ns:
-            timer.due_ns -= granule_ns
-        while timer.due_ns + granule_ns <= min(fired_ns, latest_ns):
-            timer.due_ns += granule_ns
-    elif fired_ns < timer.due_ns:
+    firing = element(firing_t, base.recorded, i)
+    if firing.at_ns > timer.due_ns + _LATEST_NS:
+        return
+    timer.expires_ns = firing.at_ns
+    timer.armed_by = firing.cpu
+    busy_ns = timer.armed_at_ns - timer.fired_ns
+    earliest_ns = timer.due_ns - (busy_ns + granule_ns if busy_ns < _BUSY_NS else base.tick_ns)
+    latest_ns = timer.due_ns + max(_BUSY_NS - busy_ns, 0)
+    while timer.due_ns > firing.at_ns and timer.due_ns - granule_ns >= earliest_ns:
         timer.due_ns -= granule_ns
+    while timer.due_ns + granule_ns <= min(firing.at_ns, latest_ns):
+        timer.due_ns += granule_ns
 
 
 @slow
@@ -120,7 +126,7 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     timer.armed_by = cpu.id
     timer.due_ns = timer.expires_ns = expires_ns
     if base.recorded and timer.is_recorded:
-        _as_recorded(base, timer, base.tick_ns << wheel_shift(delta_jiffies))
+        _fire_as_recorded(base, timer, base.tick_ns << wheel_shift(delta_jiffies))
         expires_ns = timer.expires_ns
     smp_store_release(timer, "state", TIMER_PENDING)
     # Either this CPU sees the sleeper's bedtime or the sleeper sees the timer: pairs with smp_mb() in wait_for_timer().

@@ -51,15 +51,16 @@ class Program:
 
 @dataclass(slots=True)
 class RecordedTimes:
-    """How long things took on a recorded machine, which a replay on virtual clocks takes over; in ns since its start.
+    """When things happened on a recorded machine, which a replay on virtual clocks takes over; in ns since its start.
 
     Attributes:
-        timer_ns: when the flush queue's timer fired, in order; a timer that is due shortly before fires then.
-        flushes: begin_ns, end_ns and cpu of each domain-wide flush, in the order of their beginnings, shape (n, 3).
+        firings: `at_ns` and `cpu` of the flush queue's timer, in order, shape (n,): a pending timer fires then.
+        flushes: `begin_ns`, `end_ns`, `resume_ns` and `cpu` of each flush of the queue, in the order of their
+            beginnings, shape (m,): counted as started, counted as finished, and when its CPU went on.
     """
 
-    timer_ns: npt.NDArray[np.int64]
-    flushes: npt.NDArray[np.int64]
+    firings: npt.NDArray[np.void]
+    flushes: npt.NDArray[np.void]
 
 
 @dataclass(slots=True)
