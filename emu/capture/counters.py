@@ -4,6 +4,7 @@ The counters are those of `debugfs/pci/<dev>/statistics` (`arch/s390/pci/pci_deb
 belong to the *domain*: a device that is attached to a new one begins again at 0. What was counted between the last
 reading of the old domain and its end is then unknown, so a whole trace can be compared with the totals only where
 nothing restarted; otherwise the phases can, each from its reading before to its reading after things had settled.
+A recording that began while the device was in use (`tools/capture.sh`) says what had been counted until then.
 """
 
 from __future__ import annotations
@@ -51,18 +52,21 @@ class KernelCounters:
 
     Attributes:
         kernel: release, such as `6.12.107+deb13-s390x`.
+        machine: its architecture, such as `s390x`, `x86_64` or `amd64`; empty where that is not said.
         domain_type: sysfs' word for it at the end of the recording (`DMA`, `DMA-FQ`, `unknown`); several, joined by
             commas, where groups differ.
         vcpus: CPUs of the machine; 0 where that is not said.
         phases: in the order they ran.
         totals: the last readings of every device, summed: since boot, or since the last restart.
-        comparable: what a replay must count to agree with the kernel: `totals`, over the whole trace, where nothing
-            restarted; else the sum over `comparable_phases`, each with its settling.
+        comparable: what a replay must count to agree with the kernel: `totals` less what was counted before the
+            recording began, over the whole trace, where nothing restarted; else the sum over `comparable_phases`, each
+            with its settling.
         comparable_phases: names of the phases that `comparable` covers; empty when it covers the whole trace.
         restarted: one sentence about where counters began again, empty if they did not.
     """
 
     kernel: str
+    machine: str
     domain_type: str
     vcpus: int
     phases: list[PhaseCounters]
@@ -103,7 +107,8 @@ def _description_of(capture_path: Path) -> Path:
 
 
 def _kernel_counters(said: dict[str, Any]) -> KernelCounters:
-    phases, last_readings = _phases(_object(said.get("phases")))
+    at_start = _readings(said.get("counters_at_start"))
+    phases, last_readings = _phases(_object(said.get("phases")), at_start)
     totals = _sum(last_readings.values())
     restarts = [phase.name for phase in phases if phase.restarted]
     compared = [phase for phase in phases if restarts and not phase.interrupted]
@@ -111,11 +116,14 @@ def _kernel_counters(said: dict[str, Any]) -> KernelCounters:
     types = said.get("domain_type")
     return KernelCounters(
         kernel=release[1] if release else "",
+        machine=str(said.get("arch", "")),
         domain_type=", ".join(sorted({str(name) for name in types})) if isinstance(types, list) else "",
         vcpus=_count(said.get("vcpus")) or 0,
         phases=phases,
         totals=totals,
-        comparable=_sum(phase.delta for phase in compared) if restarts else totals,
+        comparable=_sum(phase.delta for phase in compared)
+        if restarts
+        else _sum(_since(at_start, last_readings).values()),
         comparable_phases=[phase.name for phase in compared],
         restarted=_about_restarts(restarts),
     )
@@ -130,13 +138,14 @@ def _about_restarts(phases: list[str]) -> str:
     )
 
 
-def _phases(said: dict[str, Any]) -> tuple[list[PhaseCounters], dict[str, Counts]]:
+def _phases(said: dict[str, Any], at_start: dict[str, Counts]) -> tuple[list[PhaseCounters], dict[str, Counts]]:
     """The phases, and every device's last readings."""
     phases: list[PhaseCounters] = []
-    last: dict[str, Counts] = {}
+    last = dict(at_start)
     for name, phase in said.items():
         before, settled = (_readings(_object(phase).get(f"counters_{when}")) for when in ("before", "settled"))
-        delta = _readings(_object(phase).get("delta_running_plus_settling"))
+        told = _object(phase).get("delta_running_plus_settling")
+        delta = _since(before, settled) if told is None else _readings(told)
         interrupted = _went_down(before, settled)
         phases.append(
             PhaseCounters(
@@ -157,6 +166,14 @@ def _went_down(earlier: dict[str, Counts], later: dict[str, Counts]) -> bool:
         for device, counts in later.items()
         for name, count in counts.items()
     )
+
+
+def _since(earlier: dict[str, Counts], later: dict[str, Counts]) -> dict[str, Counts]:
+    """What each device counted between two readings."""
+    return {
+        device: {name: count - earlier.get(device, {}).get(name, 0) for name, count in counts.items()}
+        for device, counts in later.items()
+    }
 
 
 def _readings(said: object) -> dict[str, Counts]:

@@ -85,8 +85,8 @@ ring_state_t = np.dtype(
     [("event", "u4"), ("head", "i4"), ("tail", "i4"), ("mask", "i4"), ("started", "i8"), ("finished", "i8")], align=True
 )
 """What a probe in the flush queue said of it, 32 bytes: `event` is the index of the event; `head`, `tail` and `mask`
-(its size - 1) are the ring's, `started` and `finished` the cookie's counts of flushes, or for `QUEUED` the entry's stamp
-in `started`. -1 where it did not say."""
+(its size - 1) are the ring's, `started` and `finished` the cookie's counts of flushes, or for `QUEUED` the entry's
+stamp in `started`. -1 where it did not say."""
 
 mapping_t = np.dtype(
     [

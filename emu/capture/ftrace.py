@@ -93,7 +93,9 @@ def read_capture(path: str | PathLike[str], progress: Progress | None = None) ->
     if not report.map_events:
         raise CaptureError(_why_useless(path, events, report))
     _use_queued_for_missing_unmaps(events, report)
-    mappings, chunks = group_mappings(events, report, by_owner=parser.has_address_spaces)
+    mappings, chunks = group_mappings(
+        events, report, by_owner=parser.has_address_spaces and not report.queued_as_unmaps
+    )
     return Capture(
         name=capture_name(path),
         path=path,

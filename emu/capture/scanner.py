@@ -196,6 +196,7 @@ scan_t = struct(
 _WORD_MASK = (1 << 48) - 1
 _LARGEST_CHUNK_BYTES = 1 << 40
 _ADDRESS_LIMIT = 1 << 62
+_MOST_SECONDS = 9_000_000_000
 _PAGE_OFFSETS = (1 << PAGE_SHIFT) - 1
 _NEWLINE, _RETURN, _SPACE, _OPEN, _CLOSE, _POINT, _COLON, _EQUALS, _MINUS, _ZERO, _X = b"\n\r [].:=-0x"
 _SOFTIRQ, _HARDIRQ, _BOTH_IRQS, _NMI, _NMI_IN_IRQ = b"shHzZ"
@@ -284,7 +285,10 @@ def _read_time(scan: Any, at: int, stop: int) -> int:
     while digits < 9:
         nanoseconds *= 10
         digits += 1
-    scan.time_ns = _decimal(text, at, point) * 1_000_000_000 + nanoseconds
+    seconds = _decimal(text, at, point)
+    if seconds > _MOST_SECONDS:
+        return 0
+    scan.time_ns = seconds * 1_000_000_000 + nanoseconds
     return colon + 1
 
 
@@ -343,10 +347,10 @@ def _look_up(table: int, word: int) -> int:
     slot = word & (WORD_SLOTS - 1)
     while True:
         known = element(word_t, table, slot)
-        if known.word == word:
-            return known.means
         if known.word == 0:
             return -1
+        if known.word == word:
+            return known.means
         slot = (slot + 1) & (WORD_SLOTS - 1)
 
 

@@ -105,7 +105,7 @@ def _default_domains(kernel: KernelCounters | None) -> list[str]:
 
 
 def _is_on(kernel: KernelCounters | None, architectures: tuple[str, ...]) -> bool:
-    return kernel is not None and kernel.kernel.endswith(architectures)
+    return kernel is not None and (kernel.machine in architectures or kernel.kernel.endswith(architectures))
 
 
 def _is_caching_mode(capture_file: Path) -> bool:

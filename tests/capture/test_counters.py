@@ -101,6 +101,21 @@ def test_a_counter_lower_than_before_is_a_restart(described):
     assert "p2" in counters.restarted
 
 
+def test_what_was_counted_before_the_recording_began_is_left_out(described):
+    at_start = {DEVICE: counts(100, 90)}
+    running = {"counters_before": {DEVICE: counts(103, 91)}, "counters_settled": {DEVICE: counts(110, 99)}}
+    counters = described(counters_at_start=at_start, phases={"p": running})
+    assert counters.totals == {"Mapped pages": 110, "Unmapped pages": 99}
+    assert counters.comparable == {"Mapped pages": 10, "Unmapped pages": 9}
+    assert counters.phases[0].delta == {"Mapped pages": 7, "Unmapped pages": 8}
+
+
+def test_a_counter_lower_than_when_the_recording_began_is_a_restart(described):
+    running = {"counters_before": {DEVICE: counts(3)}, "counters_settled": {DEVICE: counts(10)}}
+    counters = described(counters_at_start={DEVICE: counts(100)}, phases={"p": running})
+    assert (counters.comparable, counters.comparable_phases) == ({"Mapped pages": 7}, ["p"])
+
+
 def test_a_phase_with_a_restart_inside_is_not_compared(described):
     first = phase({DEVICE: counts(5)}, {DEVICE: counts(100)}, {DEVICE: counts(95)})
     second = phase({DEVICE: counts(100)}, {DEVICE: counts(50)}, {DEVICE: counts(0)})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.capture.events import FLUSH, MAP, MARK, RPCIT, TIMER, UNMAP, CaptureError
+from emu.capture.events import (
+    ATTACH,
+    FAULT,
+    FLUSH,
+    FLUSH_END,
+    FQ_INIT_END,
+    FREED,
+    MAP,
+    MARK,
+    QUEUED,
+    RING_FLUSHED,
+    RING_FREE,
+    RING_FULL,
+    RPCIT,
+    RPCIT_END,
+    SYNC,
+    TIMER,
+    UNMAP,
+    CaptureError,
+)
 from emu.capture.ftrace import Capture, read_capture
 
 CAPTURES = Path(__file__).parents[3] / "shared" / "captures"
@@ -71,6 +92,17 @@ def test_a_map_line_gives_its_cpu_time_and_range(reading):
 def test_nanoseconds_of_other_clocks_are_kept(reading):
     capture = reading(mapped(1).replace("1.000000", "1.000000123"))
     assert capture.events["time_ns"].tolist() == [1_000_000_123]
+
+
+@pytest.mark.parametrize(("seconds", "maps"), [("1700000000", 2), ("9223372037", 1), ("99999999999", 1)])
+def test_clocks_may_count_from_1970_but_not_further_than_64_bits(reading, seconds, maps):
+    text = mapped(1) + mapped(2).replace("1.000000:", f"{seconds}.000000:")
+    assert reading(text).report.map_events == maps
+
+
+def test_a_value_without_a_name_means_nothing(reading):
+    capture = reading(line(f"map: =0x5000 IOMMU: iova=0x{PAGE:016x} - 0x{2 * PAGE:016x} size=4096"))
+    assert capture.events["start"].tolist() == [PAGE]
 
 
 def test_high_addresses_are_read_exactly(reading):
@@ -153,13 +185,138 @@ def test_a_capture_is_named_after_its_file(tmp_path, file, name):
     assert read_capture(tmp_path / file).name == name
 
 
+@pytest.mark.interpreted
 def test_flushes_timers_and_rpcits_are_kept_and_others_counted(reading):
     text = mapped(1) + line("fq_flush_timeout: (fq_flush_timeout+0x0/0x108)", flags="..s..")
     text += line("s390_flush_iotlb_all: (s390_iommu_flush_iotlb_all+0x0/0xa0) dom=0x281e000") + rpcit(0, 100)
-    capture = reading(text + line("fq_ring_free: (fq_ring_free+0x0/0x88)"))
-    assert capture.events["kind"].tolist() == [MAP, TIMER, FLUSH, RPCIT]
+    text += line("fq_ring_free: (fq_ring_free+0x0/0x88)") + line("sched_switch: prev_comm=kw ==> next_comm=init")
+    capture = reading(text)
+    assert capture.events["kind"].tolist() == [MAP, TIMER, FLUSH, RPCIT, RING_FREE]
     assert capture.events["end"][3] == 100 * PAGE
     assert capture.report.other_events == 1
+
+
+# What probes say
+
+
+@pytest.mark.interpreted
+def test_a_flush_has_a_beginning_and_an_end_and_counts(reading):
+    text = mapped(1) + line("fl_in: (fq_flush_iotlb+0x0/0x40) start=8 finish=7")
+    capture = reading(text + line("fl_out: (fq_flush_iotlb+0x2d/0x40) start=9 finish=8"))
+    assert capture.events["kind"].tolist() == [MAP, FLUSH, FLUSH_END]
+    assert capture.ring_states.tolist() == [(1, -1, -1, -1, 8, 7), (2, -1, -1, -1, 9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("intel_flush_iotlb_all_ret", FLUSH_END), ("smmu_flush_iotlb_all__return", FLUSH_END)]
+)
+def test_the_return_of_a_flush_is_its_end(reading, name, kind):
+    text = line(f"{name}: (fq_flush_timeout+0x20/0x40 <- flush_iotlb_all)")
+    assert reading(mapped(1) + text).events["kind"].tolist() == [MAP, kind]
+
+
+@pytest.mark.interpreted
+def test_an_append_to_a_full_ring_is_told_with_the_rings_state(reading):
+    fq = "fq=0xffd1ffffffa85020"
+    text = line(f"full: (__iommu_dma_unmap+0x29e/0x2d0) {fq} head=105 tail=104 mask=255 start=9 finish=9")
+    text += line(f"after: (queue_iova+0x2b1/0x2d0) {fq} head=105 tail=104 mask=255 start=10 finish=9 pfn=0xa pages=2")
+    text += line(f"q: (__iommu_dma_unmap+0x1cb/0x2d0) {fq} head=105 tail=105 pfn=0xa pages=2 cnt=10")
+    text += line("fr: (free_iova_fast+0x4/0x140) pfn=0xc pages=3")
+    capture = reading(mapped(1) + unmapped(1) + text)
+    assert capture.events["kind"].tolist()[2:] == [RING_FULL, RING_FLUSHED, QUEUED, FREED]
+    ranges = [(0, 0), (10 * PAGE, 12 * PAGE), (10 * PAGE, 12 * PAGE), (12 * PAGE, 15 * PAGE)]
+    assert capture.events[["start", "end"]].tolist()[2:] == ranges
+    assert capture.ring_states.tolist() == [
+        (2, 105, 104, 255, 9, 9), (3, 105, 104, 255, 10, 9), (4, 105, 105, -1, 10, -1),
+    ]  # fmt: skip
+    assert [capture.owners[owner] for owner in capture.events["owner"]] == [0, 0, *[0xFFD1FFFFFFA85020] * 3, 0]
+
+
+def test_a_strict_flush_has_its_range_unless_nothing_was_gathered(reading):
+    probe = "s390_iotlb_sync: (s390_iommu_iotlb_sync+0x0/0xb0) dom=0x764b00"
+    text = mapped(1) + line(f"{probe} start=0x17fffd000 end=0x17fffdfff")
+    capture = reading(text + line(f"{probe} start=0xffffffffffffffff end=0x0"))
+    assert capture.events["kind"].tolist() == [MAP, SYNC, SYNC]
+    assert capture.events[["start", "end"]].tolist()[1:] == [(0x17FFFD000, 0x17FFFE000), (0, 0)]
+    assert capture.owners == [0, 0x764B00]
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "value"),
+    [
+        ("rpcit_ret: (s390_iommu_iotlb_sync_map+0x9c/0xf0 <- zpci_refresh_trans) ret=-12", RPCIT_END, -12),
+        ("iommu_dma_init_fq_ret: (iommu_group_store_type+0x1a8/0x228 <- iommu_dma_init_fq) ret=0", FQ_INIT_END, 0),
+        ("io_page_fault: IOMMU:nvme 0001:00:00.0 iova=0x0000000000005000 flags=0x0000", FAULT, 5 * PAGE),
+    ],
+)
+def test_what_a_call_returned_and_where_a_device_faulted_is_told(reading, event, kind, value):
+    assert reading(mapped(1) + line(event)).events[["kind", "start"]].tolist()[1] == (kind, value)
+
+
+def test_devices_that_are_attached_have_their_names(reading):
+    attached = "attach_device_to_domain: IOMMU: device="
+    text = mapped(1) + "".join(
+        line(f"{attached}{device}") for device in ("0001:00:00.0", "0002:00:00.0", "0001:00:00.0")
+    )
+    capture = reading(text)
+    assert capture.events[["kind", "start"]].tolist()[1:] == [(ATTACH, 0), (ATTACH, 1), (ATTACH, 0)]
+    assert (capture.devices, capture.marks) == (["0001:00:00.0", "0002:00:00.0"], [])
+
+
+def tag(probe: str, domain: int, page: int, **where: object) -> str:
+    return line(f"{probe}: ({probe}+0x0/0x80) dom=0x{domain:x} iova=0x{page * PAGE:x}", **where)
+
+
+def test_a_probe_before_it_says_whose_a_mapping_is(reading):
+    text = tag("iommu_map_sg", 0xA000, 4) + tag("iommu_map", 0xB000, 9, flags="..s1.") + mapped(9, flags="..s1.")
+    text += mapped(4) + mapped(5) + mapped(7) + tag("iommu_unmap_fast", 0xA000, 4) + unmapped(4, 2)
+    capture = reading(text)
+    assert [capture.owners[owner] for owner in capture.events["owner"]] == [0xB000, 0xA000, 0xA000, 0, 0xA000]
+    assert capture.report.other_events == 3
+
+
+@pytest.mark.interpreted
+def test_domains_have_address_spaces_of_their_own(reading):
+    text = tag("iommu_map", 0xA000, 4) + mapped(4) + tag("iommu_map", 0xB000, 4) + mapped(4)
+    text += tag("iommu_unmap_fast", 0xA000, 4) + unmapped(4) + tag("iommu_unmap_fast", 0xB000, 4) + unmapped(4)
+    capture = reading(text)
+    assert capture.mappings[["map_event", "unmap_event", "supplied"]].tolist() == [(0, 2, False), (1, 3, False)]
+
+
+def test_a_missed_tag_in_the_only_domain_does_not_matter(reading):
+    capture = reading(tag("iommu_map", 0xA000, 4) + mapped(4) + unmapped(4))
+    assert capture.mappings["unmap_event"].tolist() == [1]
+
+
+@pytest.mark.captures
+def test_the_ring_overruns_of_a_real_kernel_are_in_its_capture(captures_dir):
+    capture = read_capture(captures_dir / "x86-6.12-lazy-vblk-8cpu-overrun.trace.gz")
+    described = json.loads((captures_dir / "x86-6.12-lazy-vblk-8cpu-overrun.json").read_text())
+    states = capture.ring_states
+    queued = states[capture.events["kind"][states["event"]] == UNMAP]  # it has no unmap events but these
+    assert int((queued["head"] == queued["tail"]).sum()) == described["counts"]["ring_overruns"]
+    kinds = capture.events["kind"]
+    assert np.count_nonzero(kinds == FLUSH) == np.count_nonzero(kinds == FLUSH_END) == 549
+    assert np.count_nonzero(kinds == FREED) == 207_099
+    assert capture.report.other_events == 0
+
+
+# Size
+
+
+def test_the_text_is_never_held(tmp_path):
+    pairs = 150_000
+    path = tmp_path / "long.trace.gz"
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.writelines(mapped(page) + unmapped(page) for page in range(pairs))
+    read_capture(path)
+    tracemalloc.start()
+    capture = read_capture(path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    kept = sum(array.nbytes for array in (capture.events, capture.mappings, capture.chunks))
+    assert kept == pairs * (2 * 32 + 48 + 8)
+    assert peak_bytes < kept + pairs * 16 + (16 << 20) < pairs * len(mapped(0) + unmapped(0))
 
 
 def test_progress_ends_at_the_size_of_the_file(tmp_path):

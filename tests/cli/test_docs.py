@@ -18,7 +18,7 @@ PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
 
 MAY_IMPORT = {
     "native": {"native"},
-    "capture": {"capture"},
+    "capture": {"capture", "native"},
     "iommu": {"iommu", "native", "hypervisor.rpcit"},
     "hypervisor": {"hypervisor", "native", "iommu.io_pgtable"},
     "workload": {"workload", "capture", "config"},

@@ -63,6 +63,14 @@ def test_the_default_is_what_the_kernel_had(machine, emu, capture, described, ex
     assert ran(machine) == expected
 
 
+def test_the_machine_may_be_said_apart_from_the_release(machine, emu, capture):
+    capture("Linux version 6.8.0-45-generic (gcc)", "DMA-FQ")
+    description = json.loads(Path("run.json").read_text()) | {"arch": "s390x"}
+    Path("run.json").write_text(json.dumps(description))
+    emu("replay", "run.trace")
+    assert ran(machine) == [("DMA-SQ", "kvm")]
+
+
 def test_x86_in_caching_mode_must_tell_of_maps_as_well(machine, emu, capture):
     capture(X86, "DMA")
     description = json.loads(Path("run.json").read_text())

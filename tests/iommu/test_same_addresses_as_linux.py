@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from emu.capture.ftrace import MAP, TIMER, UNMAP, read_capture
+from emu.capture.events import MAP, QUEUED, TIMER, UNMAP
+from emu.capture.ftrace import read_capture
 from emu.native.timer import TIMER_IDLE, wheel_expiry
 from tests.iommu.harness import History
 
@@ -43,7 +44,7 @@ class Replay:
         phase: the last phase of which every address is the kernel's, or None when that is not a whole phase.
         maps: map calls until then.
         in_order: map calls before the first phase on two CPUs.
-        moved: event of a map call: event before which it had its address.
+        moved: event of a map call: event before which it had its address; only kinds from MAP to QUEUED are counted.
     """
 
     name: str
@@ -99,6 +100,13 @@ def capture(replay, captures_dir):
     return read_capture(captures_dir / f"{replay.name}.trace.gz")
 
 
+@pytest.fixture(scope="module")
+def moved(capture, replay):
+    """`Replay.moved` in indices of the capture's events."""
+    counted = np.flatnonzero((capture.events["kind"] >= MAP) & (capture.events["kind"] <= QUEUED)).tolist()
+    return {counted[event]: counted[before] for event, before in replay.moved.items()}
+
+
 def steps_in_trace_order(capture):
     """(what, event); a timer's frees come right before the next call on its CPU."""
     steps, flushing = [], {}
@@ -113,10 +121,10 @@ def steps_in_trace_order(capture):
     return steps
 
 
-def steps_of(capture, replay):
+def steps_of(capture, moved):
     """The steps in the order in which they happened: map calls cut short are moved up."""
     steps = steps_in_trace_order(capture)
-    for event, before in replay.moved.items():
+    for event, before in moved.items():
         at = steps.index((CALL, event))
         to = next(i for i, step in enumerate(steps) if step[1] == before)
         steps.insert(to, steps.pop(at))
@@ -145,7 +153,7 @@ class Depots:
             self.arm(at_ns)
 
 
-def addresses(capture, replay):
+def addresses(capture, replay, moved):
     """(emu's, the kernel's) pfn of every map call that is replayed."""
     mappings = capture.mappings
     mapped_by = {int(m["map_event"]): i for i, m in enumerate(mappings)}
@@ -153,7 +161,7 @@ def addresses(capture, replay):
     pfns, pairs, now_ns = {}, [], 0
     with History(replay.domain, cpus=capture.cpus, **replay.options) as history:
         depots = Depots(history, replay.hz)
-        for what, event in steps_of(capture, replay):
+        for what, event in steps_of(capture, moved):
             cpu = int(capture.events["cpu"][event])
             now_ns = max(now_ns, int(capture.events["time_ns"][event]))
             depots.run_until(now_ns)
@@ -185,8 +193,8 @@ def end_of_phase(capture, name):
     return next(change.event for change in capture.phase_changes if change.name == f"(after {name})")
 
 
-def test_every_address_is_the_kernels(capture, replay):
-    pairs = addresses(capture, replay)
+def test_every_address_is_the_kernels(capture, replay, moved):
+    pairs = addresses(capture, replay, moved)
     assert len(pairs) == replay.maps
     assert [hex(ours) for ours, _ in pairs] == [hex(kernels) for _, kernels in pairs]
 
@@ -196,17 +204,17 @@ def test_they_are_whole_phases(capture, replay):
     assert replay.maps == wanted
 
 
-def test_a_call_is_moved_only_over_interrupts_of_its_cpu_and_over_other_cpus(capture, replay):
+def test_a_call_is_moved_only_over_interrupts_of_its_cpu_and_over_other_cpus(capture, moved):
     events = capture.events
-    for event, before in replay.moved.items():
+    for event, before in moved.items():
         passed = events[before:event]
         passed = passed[(passed["kind"] == MAP) | (passed["kind"] == UNMAP)]
         assert (passed["irq"] | (passed["cpu"] != events["cpu"][event])).all()
 
 
-def test_where_one_cpu_works_without_a_short_timer_the_order_is_that_of_the_trace(capture, replay):
+def test_where_one_cpu_works_without_a_short_timer_the_order_is_that_of_the_trace(capture, replay, moved):
     if replay.domain != "DMA-FQ":
-        assert maps_before(capture, min(replay.moved, default=len(capture.events))) >= replay.in_order
+        assert maps_before(capture, min(moved, default=len(capture.events))) >= replay.in_order
 
 
 def test_the_reserved_ranges_are_those_that_a_filled_aperture_leaves_out(captures_dir):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.native.record import CACHE_LINE, NULL, address_of, deref, element, int64_t, pointer_to, struct
+from emu.native.compile import jit
+from emu.native.record import CACHE_LINE, NULL, address_of, byte_at, deref, element, int64_t, pointer_to, struct
 
 from .harness import at, shared
 
@@ -84,3 +85,14 @@ def test_addresses_may_be_numpy_integers():
     array = shared(int64_t, 2)
     element(int64_t, np.int64(at(array)), np.int64(1)).value = 3
     assert array.value.tolist() == [0, 3]
+
+
+@jit
+def byte_of(address, index):
+    return byte_at(address, index)
+
+
+@pytest.mark.parametrize("read", [byte_at, byte_of], ids=["plain", "compiled"])
+def test_a_byte_has_no_sign(read):
+    octets = np.array([0, 1, 127, 128, 255], np.uint8)
+    assert [read(octets.ctypes.data, index) for index in range(5)] == [0, 1, 127, 128, 255]
