@@ -27,7 +27,7 @@ from emu.capture.events import (
 
 BY_TIMER, BY_FULL_RING, BY_ATTACH = range(3)
 
-recorded_flush_t = np.dtype(
+flush_t = np.dtype(
     [("event", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("timer_ns", "i8"), ("cpu", "i4"), ("cause", "i4"),
      ("unmaps", "i8")],
     align=True,
@@ -49,7 +49,7 @@ _LONG_NS = 60_000_000
 
 
 def flushes_in(events: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """The flushes of a trace in the order of their beginnings, shape (n,), dtype recorded_flush_t.
+    """The flushes of a trace in the order of their beginnings, shape (n,), dtype flush_t.
 
     A flush ends where a probe says so. If none does, a CPU that found its ring full goes on as soon as the flush is
     over, so its next event ends it; a timer's flush ends with what its CPU was last seen to do for it, or if nothing
@@ -59,7 +59,7 @@ def flushes_in(events: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     for cpu in np.unique(events["cpu"][events["kind"] == FLUSH]).tolist():
         mine = np.flatnonzero((events["cpu"] == cpu) & (events["kind"] != MARK))
         rows += _flushes_of(events, mine, cpu)
-    found = np.array(rows, recorded_flush_t)
+    found = np.array(rows, flush_t)
     known = found["end_ns"] > 0
     typical_ns = int(np.median((found["end_ns"] - found["begin_ns"])[known])) if known.any() else _SHORT_NS
     found["end_ns"][~known] = found["begin_ns"][~known] + typical_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.native.compile import slow
-from emu.native.record import element, struct
+from emu.native.record import element, pointer_to, struct
 from emu.native.time import now_ns
 
 recorded_flush_t = struct(begin_ns="i8", end_ns="i8", resume_ns="i8", cpu="i8")
@@ -37,6 +37,6 @@ def find_recorded_flush(cpu: Any, flushes: Any) -> int:
             return 0
         # One that began a moment ago and is over was the one before.
         if flush.cpu == cpu.id and flush.end_ns > now:
-            return flushes.first + low * recorded_flush_t.itemsize
+            return pointer_to(flush)
         low += 1
     return 0

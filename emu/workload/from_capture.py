@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from emu.capture.events import PAGE_SHIFT, CaptureError
+from emu.capture.flushes import BY_ATTACH, BY_TIMER, flushes_in
 from emu.capture.ftrace import Capture
-from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, Workload, op_t
+from emu.iommu.recorded import recorded_flush_t
+from emu.native.timer import firing_t
+from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, RecordedTimes, Workload, op_t
 
 _Steps = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
@@ -61,6 +64,21 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
         max_pages=max_pages,
         notes=_notes(capture, cpus),
     )
+
+
+def recorded_times(capture: Capture) -> RecordedTimes:
+    """When the capture's timer fired and its flushes began and ended, for a replay at recorded times."""
+    flushes = flushes_in(capture.events)
+    flushes = flushes[flushes["cause"] != BY_ATTACH]
+    start_ns = int(capture.events["time_ns"][0])
+    timers = flushes[flushes["cause"] == BY_TIMER]
+    firings = np.zeros(len(timers), firing_t)
+    firings["at_ns"], firings["cpu"] = timers["timer_ns"] - start_ns, timers["cpu"]
+    recorded = np.zeros(len(flushes), recorded_flush_t)
+    recorded["begin_ns"] = flushes["begin_ns"] - start_ns
+    recorded["end_ns"] = recorded["resume_ns"] = flushes["end_ns"] - start_ns
+    recorded["cpu"] = flushes["cpu"]
+    return RecordedTimes(firings[np.argsort(firings["at_ns"], kind="stable")], recorded)
 
 
 def _program(steps: _Steps) -> Program:
