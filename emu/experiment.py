@@ -14,7 +14,7 @@ from emu.machine.supervisor import MachineError, compile_machine
 from emu.machine.supervisor import run_machine as _run_machine
 from emu.workload.program import Workload
 
-__all__ = ["MachineError", "Outcome", "compile_machine", "run_machine"]
+__all__ = ["EventCollector", "MachineError", "Outcome", "compile_machine", "run_machine"]
 
 
 @dataclass(slots=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MACHINE = MachineOptions()
 _OUTPUT = OutputOptions()
+_AMPLE_MB = 16_384
+"""An address space in which nothing fails that did not fail when it was recorded."""
 _S390, _X86 = ("s390x",), ("amd64", "x86_64")
 _CACHING_MODE = "batching disallowed due to virtualization"
 """What VT-d's driver says when the hypervisor must be told of maps too."""
@@ -42,6 +44,14 @@ def replay(
     *,
     machine: MachineOptions = _MACHINE,
     speed: Annotated[str, Parameter(help="asap: as fast as possible; real: as recorded; default asap.")] = "asap",
+    verify: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Replay at the recorded times on virtual clocks, and put counters by phase, flush times and addresses "
+            "beside the kernel's; exit code 1 when they do not agree.",
+        ),
+    ] = False,
     output: OutputOptions = _OUTPUT,
 ) -> int:
     """Replay what a real kernel mapped and unmapped, on as many CPUs as it had.
@@ -50,6 +60,8 @@ def replay(
     the default; without, DMA and DMA-SQ are run under the preset kvm.
     """
     typed = overrides_of(machine)
+    if verify:
+        _prepare_verification(typed)
     if speed not in ("asap", "real"):
         raise Failure(f"--speed: must be asap or real, not {speed!r}")
 
@@ -70,6 +82,8 @@ def replay(
             capture = read_capture(capture_file, bars.read)
         typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
         config = _configured(typed, kernel, capture_file)
+        if verify:
+            return _verify(capture, kernel, config, output)
         return _replay(capture, kernel, config, output, speed)
     except CaptureError as error:
         raise Failure(str(error)) from None
@@ -84,6 +98,44 @@ def _replay(capture: Capture, kernel: KernelCounters | None, config: Config, out
         session.run_domains(lambda: _workload(capture, config), real_time=speed == "real")
         comparisons = _compare(session, capture, kernel, config)
         session.print_results(lambda console: _print(console, capture, kernel, comparisons, speed))
+    return session.exit_code
+
+
+def _prepare_verification(typed: dict[tuple[str, str], tuple[str, Any]]) -> None:
+    """Refuse what contradicts it, and set what it needs unless told otherwise."""
+    engine, domains = typed.get(("machine", "engine")), typed.get(("domain", "types"))
+    if engine and engine[1] != "sim":
+        raise Failure(f"--verify: runs on virtual clocks, not on {engine[1]}; leave {engine[0]} out")
+    if domains and len(domains[1]) > 1:
+        raise Failure("--verify: compares one domain with the kernel's; give one --domain or none")
+    typed.setdefault(("machine", "engine"), ("--verify", "sim"))
+    typed.setdefault(("domain", "aperture_mb"), ("--verify", _AMPLE_MB))
+
+
+def _verify(capture: Capture, kernel: KernelCounters | None, config: Config, output: OutputOptions) -> int:
+    from functools import partial
+
+    from rich.console import Console
+
+    from emu.cli.session import Session
+    from emu.report.verification import print_verification
+    from emu.verify import verify_capture
+
+    found = None
+    with Session("replay", config, output, "verify") as session:
+        session.more["capture"] = _described(capture)
+        with session.working():
+            found, _ = verify_capture(capture, kernel, config, partial(session.run_domain, real_time=True))
+        if found and session.is_whole:
+            session.more["verification"] = found.as_dict()
+            session.disagrees = not found.agrees
+            session.write_summary()
+            if output.json:
+                session.print_object(found.as_dict())
+            else:
+                console = Console(highlight=False)
+                print_verification(console, found)
+                session.print_folder(console)
     return session.exit_code
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from emu.analysis.summary import as_json, summary
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, WRONG_CALL, Failure
 from emu.cli.options import OutputOptions
 from emu.config import Config, ConfigError, DomainType
-from emu.experiment import MachineError, Outcome, run_machine
+from emu.experiment import EventCollector, MachineError, Outcome, run_machine
 from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
 from emu.report.progress import ProgressBars
 from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
@@ -107,13 +108,19 @@ class Session:
             workload_of: builds the load, the same for all.
             real_time: honour recorded times.
         """
+        with self.working():
+            workload = workload_of()
+            for domain in self._config.domain.types:
+                self.run_domain(self._config, domain, workload, real_time=real_time)
+                if not self.is_whole:
+                    break
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Show progress, note what goes wrong, and bring the summary up to date at the end."""
         try:
             with self._bars:
-                workload = workload_of()
-                for domain in self._config.domain.types:
-                    self._run(domain, workload, real_time=real_time)
-                    if not self.is_whole:
-                        break
+                yield
         except KeyboardInterrupt:
             self._interrupted = True
             self._folder.log("interrupted")
@@ -126,6 +133,16 @@ class Session:
         """Bring summary.json up to date."""
         self._folder.write("summary.json", as_json(self._summary()))
 
+    def print_object(self, found: Mapping[str, Any]) -> None:
+        """Print one JSON object on stdout and nothing else."""
+        sys.stdout.write(as_json(found))
+        sys.stdout.flush()
+
+    def print_folder(self, console: Console) -> None:
+        """Say where the results lie."""
+        if self._folder.path and not self._folder.problem:
+            console.print(f"Results: {escape(str(self._folder.path))}", soft_wrap=True)
+
     def print_results(self, print_more: Callable[[Console], None] | None = None) -> None:
         """Print what was found out: one JSON object, or the table and what to make of it.
 
@@ -133,8 +150,7 @@ class Session:
             print_more: prints what else there is, between the table and the notes.
         """
         if self._output.json:
-            sys.stdout.write(as_json(self._summary()))
-            sys.stdout.flush()
+            self.print_object(self._summary())
             return
         console = Console(highlight=False)
         print_table(console, self.runs)
@@ -145,17 +161,26 @@ class Session:
             print_more(console)
         for line in dict.fromkeys([*remarks(self.runs), *self._all_warnings()]):
             console.print(f"[yellow]Note[/yellow]: {escape(line)}")
-        if self._folder.path and not self._folder.problem:
-            console.print(f"Results: {escape(str(self._folder.path))}", soft_wrap=True)
+        self.print_folder(console)
 
-    def _run(self, domain: DomainType, workload: Workload, *, real_time: bool) -> None:
+    def run_domain(
+        self,
+        config: Config,
+        domain: DomainType,
+        workload: Workload,
+        *,
+        real_time: bool,
+        collect_in: EventCollector | None = None,
+    ) -> Outcome:
+        """Run one domain and keep its result; arguments as emu.experiment.run_machine."""
         self._folder.log("domain_started", domain=domain, workload=workload.name, cpus=len(workload.programs))
         outcome = run_machine(
-            self._config,
+            config,
             domain,
             workload,
             real_time=real_time,
             record_to=self._recording_folder(domain),
+            collect_in=collect_in,
             control_in=self._folder.path,
             on_compile=self._bars.compiled,
             on_progress=lambda fraction: self._bars.ran(domain, fraction),
@@ -163,6 +188,7 @@ class Session:
         )
         self._take(outcome)
         self.write_summary()
+        return outcome
 
     def _recording_folder(self, domain: DomainType) -> Path | None:
         """Where events are recorded to: with several domains, each has a folder of its own."""

@@ -1,0 +1,99 @@
+"""A verification for people: the kernel's numbers beside ours, phase by phase, and what did not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from emu.analysis.kernel_comparison import Compared
+from emu.analysis.verification import TIMER_TOLERANCE_MS, Verification
+
+_SHORT = {
+    "Mapped pages": "mapped pages",
+    "Unmapped pages": "unmapped pages",
+    "Global RPCITs": "global",
+    "Sync Map RPCITs": "sync map",
+    "Sync RPCITs": "sync",
+}
+
+
+def print_verification(console: Console, found: Verification) -> None:
+    """Print everything that was compared."""
+    console.print()
+    kernel = f"Linux {found.kernel}" if found.kernel else "a kernel without description"
+    console.print(escape(f"Capture {found.capture}, {kernel}, replayed at its recorded times as {found.domain}."))
+    if found.comparison:
+        rows = [*found.comparison.phases, ("in all", found.comparison.counters)]
+        console.print()
+        console.print(_counters(rows))
+    console.print()
+    for line in _sentences(found):
+        console.print(escape(line))
+    for note in found.notes:
+        console.print(f"[yellow]Note[/yellow]: {escape(note)}")
+    disagreements = found.disagreements()
+    for line in disagreements:
+        console.print(f"[bold red]Differs[/bold red]: {escape(line)}")
+    if not disagreements:
+        console.print("[green]Everything that must agree does.[/green]")
+
+
+def _counters(phases: Sequence[tuple[str, Sequence[Compared]]]) -> Table:
+    """A row for each phase; where both agree one number stands for both."""
+    names = list(dict.fromkeys(row.name for _, rows in phases for row in rows))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("phase")
+    for name in names:
+        table.add_column(_SHORT.get(name, name), justify="right")
+    for name, rows in phases:
+        by_name = {row.name: row for row in rows}
+        table.add_row(name, *(_cell(by_name.get(column)) for column in names))
+    return table
+
+
+def _cell(row: Compared | None) -> Text:
+    if row is None:
+        return Text("–", style="dim")
+    if row.difference == 0:
+        return Text(f"{row.kernel} =", style="green" if row.must_agree else "")
+    return Text(f"{row.emu} ({row.kernel})", style="bold red" if row.must_agree else "dim")
+
+
+def _sentences(found: Verification) -> Iterator[str]:
+    yield "Of each counter: the kernel's = ours, or ours (the kernel's)."
+    flushes = found.flushes
+    if flushes.firings_ms:
+        yield (
+            f"Timer flushes: {len(flushes.firings_ms)}, each fired as late as it was recorded to; by our jiffies they "
+            f"were due at most {flushes.largest_difference_ms:.1f} ms from that (tolerance {TIMER_TOLERANCE_MS:g} ms)."
+        )
+    if flushes.full_kernel or flushes.full_emu:
+        same = len(set(flushes.full_kernel) & set(flushes.full_emu))
+        yield (
+            f"Flushes by full rings: {len(flushes.full_emu)} here, {len(flushes.full_kernel)} in the kernel, "
+            f"{same} at the same unmap."
+        )
+    if flushes.overruns_kernel or flushes.overruns_emu:
+        same = len(set(flushes.overruns_kernel) & set(flushes.overruns_emu))
+        yield (
+            f"Ring overruns: {len(flushes.overruns_emu)} here, {len(flushes.overruns_kernel)} in the kernel, {same} at "
+            f"the same append; {flushes.overrun_iovas} addresses lost."
+        )
+    if found.moved:
+        yield f"{found.moved} flushes happened within 20 ms of a phase's edge and count on its other side."
+    yield from _addresses(found)
+
+
+def _addresses(found: Verification) -> Iterator[str]:
+    iova = found.iova
+    if iova is None:
+        return
+    share = 100 * iova["identical"] / iova["maps"] if iova["maps"] else 100.0
+    yield f"Addresses: {iova['identical']} of {iova['maps']} maps got the kernel's ({share:.2f} %)."
+    for name, count in iova.get("others", {}).items():
+        if count:
+            yield f"  {count} not: {name}."
