@@ -54,7 +54,7 @@ def test_any_load_can_run_on_an_ism_device():
 
 
 @pytest.mark.parametrize("service", [{"servers": 1}, {"servers": 3}, {"service": "inline"}])
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 def test_a_host_without_room_puts_the_device_into_error_and_the_load_survives(engine, service):
     hypervisor = {f"hypervisor_{key}": value for key, value in service.items()}
     outcome = run("DMA", machine_engine=engine, hypervisor_mapping_limit=PAGES // 4, **hypervisor, **LOAD)

@@ -50,7 +50,7 @@ def test_the_default_load_exceeds_them_with_the_single_queue():
     assert outcome.run["map_failures"] == 0
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 @pytest.mark.parametrize("domain", LAZY)
 def test_a_lower_limit_is_exceeded_more_often(domain, engine):
     # Live are at most 32 requests of 32 pages; the rest of what counts is unmapped and not yet flushed.
@@ -137,7 +137,7 @@ SMALL = {
 """What is wanted at a time does not fit into 256 pages."""
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 @pytest.mark.parametrize("workload", SMALL)
 @pytest.mark.parametrize("domain", [*STRICT, *LAZY])
 def test_a_small_aperture_fails_maps_and_the_load_survives(domain, workload, engine):

@@ -7,7 +7,7 @@ from emu.workload.build import build_workload
 from tests.machine.machines import config_of, run
 from tests.machine.test_schemes import assert_sound
 
-ENGINES = pytest.mark.parametrize("engine", ["processes", "threads"])
+ENGINES = pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 LAZY = ("DMA-FQ", "DMA-SQ")
 
 
