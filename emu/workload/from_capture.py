@@ -16,9 +16,17 @@ import numpy.typing as npt
 from emu.capture.events import PAGE_SHIFT, CaptureError
 from emu.capture.flushes import BY_ATTACH, BY_TIMER, flushes_in
 from emu.capture.ftrace import Capture
-from emu.iommu.recorded import recorded_flush_t
-from emu.native.timer import firing_t
-from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, RecordedTimes, Workload, op_t
+from emu.workload.program import (
+    OP_MAP,
+    OP_MARK,
+    OP_UNMAP,
+    Program,
+    RecordedTimes,
+    Workload,
+    firing_t,
+    op_t,
+    queue_flush_t,
+)
 
 _Steps = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
@@ -74,7 +82,7 @@ def recorded_times(capture: Capture) -> RecordedTimes:
     timers = flushes[flushes["cause"] == BY_TIMER]
     firings = np.zeros(len(timers), firing_t)
     firings["at_ns"], firings["cpu"] = timers["timer_ns"] - start_ns, timers["cpu"]
-    recorded = np.zeros(len(flushes), recorded_flush_t)
+    recorded = np.zeros(len(flushes), queue_flush_t)
     recorded["begin_ns"] = flushes["begin_ns"] - start_ns
     recorded["end_ns"] = recorded["resume_ns"] = flushes["end_ns"] - start_ns
     recorded["cpu"] = flushes["cpu"]

@@ -49,14 +49,18 @@ class Program:
         return self.loop_start < len(self.ops)
 
 
+firing_t = np.dtype([("at_ns", "i8"), ("cpu", "i8")])
+queue_flush_t = np.dtype([("begin_ns", "i8"), ("end_ns", "i8"), ("resume_ns", "i8"), ("cpu", "i8")])
+
+
 @dataclass(slots=True)
 class RecordedTimes:
     """When things happened on a recorded machine, which a replay on virtual clocks takes over; in ns since its start.
 
     Attributes:
-        firings: `at_ns` and `cpu` of the flush queue's timer, in order, shape (n,): a pending timer fires then.
-        flushes: `begin_ns`, `end_ns`, `resume_ns` and `cpu` of each flush of the queue, in the order of their
-            beginnings, shape (m,): counted as started, counted as finished, and when its CPU went on.
+        firings: of the flush queue's timer, in order, shape (n,), dtype `firing_t`: a pending one fires then.
+        flushes: of the queue, in the order of their beginnings, shape (m,), dtype `queue_flush_t`: when each was
+            counted as started and as finished, and when its CPU went on.
     """
 
     firings: npt.NDArray[np.void]

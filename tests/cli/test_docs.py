@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "machine": {"machine", "hypervisor", "iommu", "native", "workload", "config"},
     "analysis": {"analysis", "machine", "iommu", "native", "workload", "capture", "config"},
     "report": {"report", "analysis", "capture"},
-    "cli": {"cli", "experiment", "report", "analysis", "machine", "workload", "capture", "native", "config"},
+    "cli": {"cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"},
 }
 """The table in docs/how-it-works.md."""
 

@@ -42,7 +42,7 @@ def verified(name):
 
 
 @pytest.fixture(params=DOMAINS)
-def found(request, captures_dir):
+def found(request, captures_dir):  # noqa: ARG001 - skips without them
     return verified(request.param)
 
 
@@ -82,7 +82,7 @@ def test_the_books_balance_at_recorded_times_too(found):
 
 
 @pytest.mark.captures
-def test_the_types_changes_of_the_switch_capture_are_made_again(captures_dir):
+def test_the_types_changes_of_the_switch_capture_are_made_again(captures_dir):  # noqa: ARG001
     _, outcome = verified("s390x-6.12-switch-nvme-2cpu")
     done = [switch["type"] or switch["driver"] for switch in outcome.run["switches"]]
     assert done[0] == "DMA-SQ"
@@ -92,7 +92,7 @@ def test_the_types_changes_of_the_switch_capture_are_made_again(captures_dir):
 
 
 @pytest.mark.captures
-def test_two_verifications_are_the_same(captures_dir):
+def test_two_verifications_are_the_same(captures_dir):  # noqa: ARG001
     path = CAPTURES / "s390x-6.12-lazy-nvme-2cpu.trace.gz"
     first, second = (verify(path, "DMA-SQ", "kvm")[0].as_dict() for _ in range(2))
     assert first == second
