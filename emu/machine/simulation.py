@@ -7,6 +7,7 @@ description alone.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,10 @@ from emu.native.stack import Stacks
 from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, give_turn, run_world, wake_first, world_t
 from emu.workload.program import OP_UNMAP
 
-_TURNS = 20_000
-"""Between two looks at the user and at the event rings: a CPU records one event in a turn, and a ring holds more."""
+_MOST_TURNS = 20_000
+"""Between two looks at the event rings: a CPU records one event in a turn, and a ring holds more."""
+_PATIENCE_S = 0.05
+"""Between two looks at the user; some turns take long, where thousands of CPUs want what has run out."""
 
 
 @entry
@@ -132,6 +135,7 @@ class Simulation:
         self._control = layout.segment["control"][0]
         self._contexts = layout.segment["contexts"]
         self._world = layout.segment.address("world")
+        self._turns = _MOST_TURNS // 16
         self._own_context = layout.segment.address("contexts", layout.supervisor)
         self._stacks = Stacks(layout.supervisor)
         self._writer = Stacks(1)
@@ -206,7 +210,10 @@ class Simulation:
         self._wake(self.layout.segment.address("control") + control_t.fields["go"][1])  # type: ignore[index]
 
     def _advance(self, until_ps: int) -> bool:
-        time_left = advance(self._world, until_ps, _TURNS)
+        since = time.monotonic()
+        time_left = advance(self._world, until_ps, self._turns)
+        self._turns = self._turns * 2 if time.monotonic() - since < _PATIENCE_S else self._turns // 2
+        self._turns = min(max(self._turns, 1), _MOST_TURNS)
         self._events.drain()
         return bool(time_left)
 

@@ -144,7 +144,7 @@ class Depots:
             if order not in self.due_ns:
                 delay = -(-DEPOT_DELAY_NS // self.tick_ns)
                 # So short a timer fires at the tick after its jiffies have passed.
-        self.due_ns[order] = (now_ns // self.tick_ns + delay + 1) * self.tick_ns
+                self.due_ns[order] = (now_ns // self.tick_ns + delay + 1) * self.tick_ns
 
     def run_until(self, now_ns):
         while self.due_ns and min(self.due_ns.values()) <= now_ns:
