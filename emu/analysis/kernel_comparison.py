@@ -12,6 +12,9 @@ from typing import Any
 
 from emu.capture.counters import COUNTERS, KernelCounters
 
+_ALL_RPCITS = "RPCITs in all"
+"""For kernels that do not count them apart."""
+_OLD_API = ("s390-lazy", "s390-strict")
 _STRICT = {"DMA": True, "s390-strict": True, "DMA-FQ": False, "DMA-SQ": False, "s390-lazy": False}
 
 
@@ -20,7 +23,7 @@ class Compared:
     """One counter.
 
     Attributes:
-        name: the kernel's.
+        name: the kernel's, or `RPCITs in all`: what the hypervisor of a kernel counted that does not count them apart.
         kernel: its value there.
         emu: its value here.
         must_agree: a difference is an error.
@@ -107,7 +110,7 @@ def compare(
         must_agree |= {*names, "Sync RPCITs"} if not unlike else set()
     return Comparison(
         domain=run["domain"],
-        counters=_rows(kernel.comparable, whole, must_agree),
+        counters=_rows(kernel.comparable, whole, must_agree) + _all_rpcits(run, kernel, alike=not unlike),
         phases=[(name, _rows(delta, counts, must_agree)) for name, delta, counts in phases],
         unlike=unlike,
     )
@@ -150,6 +153,15 @@ def _must_agree(run: Mapping[str, Any], *, shadows: bool, alike: bool) -> set[st
 
 def _rows(kernel: Mapping[str, int], emu: Mapping[str, int], must_agree: set[str]) -> list[Compared]:
     return [Compared(name, kernel[name], emu.get(name, 0), name in must_agree) for name in COUNTERS if name in kernel]
+
+
+def _all_rpcits(run: Mapping[str, Any], kernel: KernelCounters, *, alike: bool) -> list[Compared]:
+    """Every RPCIT, where the kernel knows no kinds of them; they follow no timer in the DMA API that s390 had then."""
+    if kernel.refresh_operations is None or kernel.domain_type not in _OLD_API:
+        return []
+    emu = sum(run["counters"][name] for name in COUNTERS if name.endswith("RPCITs"))
+    must_agree = alike and run["domain"] in _OLD_API
+    return [Compared(_ALL_RPCITS, kernel.refresh_operations, emu, must_agree)]
 
 
 def _sum(parts: Sequence[Mapping[str, int] | None]) -> dict[str, int]:

@@ -23,6 +23,12 @@ from emu.capture.ftrace import capture_name
 COUNTERS = ("Mapped pages", "Unmapped pages", "Global RPCITs", "Sync Map RPCITs", "Sync RPCITs")
 """The kernel's names for what is compared."""
 
+_ALL_RPCITS = "Refresh operations"
+"""The hypervisor's count of every RPCIT of a function, whatever for. It reaches the guest seconds late."""
+
+_OLD_API_UNTIL = (6, 7)
+"""The first Linux in which s390 has the DMA API that all have; before, sysfs does not know a type."""
+
 Counts = dict[str, int]
 """A value for each of `COUNTERS` that the kernel has (6.1 has only the first two, x86 none)."""
 
@@ -54,7 +60,8 @@ class KernelCounters:
         kernel: release, such as `6.12.107+deb13-s390x`.
         machine: its architecture, such as `s390x`, `x86_64` or `amd64`; empty where that is not said.
         domain_type: sysfs' word for it at the end of the recording (`DMA`, `DMA-FQ`, `unknown`); several, joined by
-            commas, where groups differ.
+            commas, where groups differ. On s390 before Linux 6.7, where sysfs knows none, `s390-lazy` or `s390-strict`
+            as the kernel's command line says.
         vcpus: CPUs of the machine; 0 where that is not said.
         phases: in the order they ran.
         totals: the last readings of every device, summed: since boot, or since the last restart.
@@ -63,6 +70,10 @@ class KernelCounters:
             with its settling.
         comparable_phases: names of the phases that `comparable` covers; empty when it covers the whole trace.
         restarted: one sentence about where counters began again, empty if they did not.
+        refresh_operations: RPCITs in all, as the hypervisor counted them at the last reading, less those before the
+            recording began; None where that is not said.
+        kept_pages: how many pages more than at the reading before were mapped whenever the counters were read, by the
+            phase that begins there (the first, or `(after NAME)`, see `phase_changes_in`).
     """
 
     kernel: str
@@ -74,11 +85,13 @@ class KernelCounters:
     comparable: Counts
     comparable_phases: list[str]
     restarted: str
+    refresh_operations: int | None
+    kept_pages: Counts
 
     @property
     def is_lazy(self) -> bool | None:
         """Whether unmaps were batched; None where the kernel does not say."""
-        return {"DMA": False, "DMA-FQ": True}.get(self.domain_type)
+        return {"DMA": False, "DMA-FQ": True, "s390-strict": False, "s390-lazy": True}.get(self.domain_type)
 
 
 def read_counters(capture_path: str | PathLike[str]) -> KernelCounters | None:
@@ -113,11 +126,11 @@ def _kernel_counters(said: dict[str, Any]) -> KernelCounters:
     restarts = [phase.name for phase in phases if phase.restarted]
     compared = [phase for phase in phases if restarts and not phase.interrupted]
     release = re.search(r"Linux (?:version )?(\S+)", str(said.get("kernel_version", "")))
-    types = said.get("domain_type")
+    kernel, machine = release[1] if release else "", str(said.get("arch", ""))
     return KernelCounters(
-        kernel=release[1] if release else "",
-        machine=str(said.get("arch", "")),
-        domain_type=", ".join(sorted({str(name) for name in types})) if isinstance(types, list) else "",
+        kernel=kernel,
+        machine=machine,
+        domain_type=_domain_type(said, kernel, machine),
         vcpus=_count(said.get("vcpus")) or 0,
         phases=phases,
         totals=totals,
@@ -126,7 +139,51 @@ def _kernel_counters(said: dict[str, Any]) -> KernelCounters:
         else _sum(_since(at_start, last_readings).values()),
         comparable_phases=[phase.name for phase in compared],
         restarted=_about_restarts(restarts),
+        refresh_operations=_refresh_operations(said),
+        kept_pages={} if restarts else _kept_pages(phases, at_start),
     )
+
+
+def _domain_type(said: dict[str, Any], kernel: str, machine: str) -> str:
+    types, cmdline = said.get("domain_type"), said.get("cmdline")
+    told = ", ".join(sorted({str(name) for name in types})) if isinstance(types, list) else ""
+    version = re.match(r"(\d+)\.(\d+)", kernel)
+    is_old = version is not None and (int(version[1]), int(version[2])) < _OLD_API_UNTIL
+    if not is_old or told not in {"", "unknown"} or not isinstance(cmdline, str):
+        return told
+    if machine != "s390x" and not kernel.endswith("s390x"):
+        return told
+    return "s390-strict" if "s390_iommu=strict" in cmdline.split() else "s390-lazy"
+
+
+def _refresh_operations(said: dict[str, Any]) -> int | None:
+    """The last readings of all devices, less what was counted before the recording began."""
+    first = _refreshes(said.get("counters_at_start"))
+    last = dict(first)
+    for phase in _object(said.get("phases")).values():
+        last |= _refreshes(_object(phase).get("counters_settled"))
+    return sum(last.values()) - sum(first.values()) if last else None
+
+
+def _refreshes(said: object) -> Counts:
+    readings = {device: _count(_object(counts).get(_ALL_RPCITS)) for device, counts in _object(said).items()}
+    return {device: count for device, count in readings.items() if count is not None}
+
+
+def _kept_pages(phases: list[PhaseCounters], at_start: dict[str, Counts]) -> Counts:
+    if not phases or "Mapped pages" not in phases[0].settled:
+        return {}
+    first = phases[0]
+    before = _still_mapped(first.settled) - _still_mapped(first.delta)
+    kept = {first.name: before - _still_mapped(_sum(at_start.values()))}
+    for phase in phases:
+        kept[f"(after {phase.name})"] = _still_mapped(phase.settled) - before
+        before = _still_mapped(phase.settled)
+    return kept
+
+
+def _still_mapped(counts: Counts) -> int:
+    return counts.get("Mapped pages", 0) - counts.get("Unmapped pages", 0)
 
 
 def _about_restarts(phases: list[str]) -> str:

@@ -135,6 +135,9 @@ class CaptureReport:
         partial_unmaps: unmaps that cover some chunk only in part, or more than the chunks known.
         late_events: events with a time before that of the line above.
         queued_as_unmaps: the trace has no `unmap` events and its `queue_iova()` probes were taken for them.
+        from_rpcits: the trace has no `map` events and its RPCITs were taken for maps and unmaps.
+        unseen_unmaps: with `from_rpcits`, unmaps supplied for maps that had none.
+        knows_kept_pages: with `from_rpcits`, counters of the kernel told how much stayed mapped.
         truncated: the gzip stream is cut off or damaged; what came before was used.
     """
 
@@ -150,10 +153,17 @@ class CaptureReport:
     partial_unmaps: int = 0
     late_events: int = 0
     queued_as_unmaps: bool = False
+    from_rpcits: bool = False
+    unseen_unmaps: int = 0
+    knows_kept_pages: bool = False
     truncated: bool = False
 
     def sentences(self) -> list[str]:
-        """What a reader of results must know, one sentence each; nothing for a flawless capture."""
+        """What a reader of results must know, one sentence each; nothing for a flawless capture with map events."""
+        return [*self.flaws(), *self._origin()]
+
+    def flaws(self) -> list[str]:
+        """Why a replay may count something else than the kernel did, one sentence each."""
         said = [
             (self.truncated, "The gzip file is cut off or damaged; it is used as far as it goes."),
             (self.lost_events, f"The kernel lost {self.lost_events} events while it recorded."),
@@ -165,3 +175,14 @@ class CaptureReport:
             (self.queued_as_unmaps, f"{self.unmap_events} unmaps are taken from queue_iova probes."),
         ]
         return [sentence for applies, sentence in said if applies]
+
+    def _origin(self) -> list[str]:
+        """Where maps are from, when not from map events."""
+        if not self.from_rpcits:
+            return []
+        which = "all but what the kernel's counters say stayed mapped"
+        if not self.knows_kept_pages:
+            which = "all, since no counters say what stayed mapped"
+        taken = f"{self.map_events} maps and {self.unmap_events} unmaps are taken from rpcit probes, by context"
+        supplied = f"{self.unseen_unmaps} more unmaps are supplied, each soon after its map, for {which}"
+        return [f"There are no map events: {taken}; {supplied}."]

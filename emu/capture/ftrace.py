@@ -17,6 +17,7 @@ out, 16 more for each chunk.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,12 +25,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emu.capture.events import QUEUED, RPCIT, UNMAP, CaptureError, CaptureReport
+from emu.capture.events import MAP, QUEUED, RPCIT, UNMAP, CaptureError, CaptureReport
 from emu.capture.lines import Progress, blocks_of_lines, opened
 from emu.capture.mappings import ENTRIES as MAPPING_ENTRIES
 from emu.capture.mappings import group_mappings
 from emu.capture.parser import Parser
 from emu.capture.phases import PhaseChange, domain_types_in, phase_changes_in, phases_begun
+from emu.capture.rpcits import has_maps_in_rpcits, with_maps_of_rpcits
 from emu.capture.scanner import scan_lines
 
 ENTRIES = (scan_lines, *MAPPING_ENTRIES)
@@ -74,15 +76,18 @@ class Capture:
     report: CaptureReport
 
 
-def read_capture(path: str | PathLike[str], progress: Progress | None = None) -> Capture:
+def read_capture(
+    path: str | PathLike[str], progress: Progress | None = None, kept_pages: Mapping[str, int] | None = None
+) -> Capture:
     """Read a kernel trace.
 
     Args:
         path: the text, plain or gzip'd (told by its content, not its name).
         progress: called now and then with the bytes of the file consumed and their total.
+        kept_pages: `KernelCounters.kept_pages`, used only where maps have to be taken from RPCITs.
 
     Raises:
-        CaptureError: it cannot be read, or holds no map event.
+        CaptureError: it cannot be read, or holds neither a map event nor RPCITs that stand for maps.
     """
     path = Path(path)
     parser = Parser()
@@ -90,12 +95,14 @@ def read_capture(path: str | PathLike[str], progress: Progress | None = None) ->
         for block in blocks_of_lines(file, parser.report, progress):
             parser.feed(block)
     events, ring_states, report = parser.events(), parser.ring_states(), parser.report
+    by_owner = parser.has_address_spaces
+    if not report.map_events and has_maps_in_rpcits(events, report):
+        events = with_maps_of_rpcits(events, parser.marks, report, kept_pages or {})
+        by_owner = len(np.unique(events["owner"][events["kind"] == MAP])) > 1
     if not report.map_events:
         raise CaptureError(_why_useless(path, events, report))
     _use_queued_for_missing_unmaps(events, report)
-    mappings, chunks = group_mappings(
-        events, report, by_owner=parser.has_address_spaces and not report.queued_as_unmaps
-    )
+    mappings, chunks = group_mappings(events, report, by_owner=by_owner and not report.queued_as_unmaps)
     return Capture(
         name=capture_name(path),
         path=path,
@@ -137,5 +144,5 @@ def _why_useless(path: Path, events: npt.NDArray[np.void], report: CaptureReport
     found += [f"{n} RPCITs" for n in [np.count_nonzero(events["kind"] == RPCIT)] if n]
     found += [f"{n} unmaps" for n in [report.unmap_events] if n]
     found += [f"{n} broken lines" for n in [report.broken_lines] if n]
-    what_to_do = "record with iommu:map and iommu:unmap (s390x: Linux 6.7 or later)"
+    what_to_do = "record with iommu:map and iommu:unmap (s390x before Linux 6.7: tracefs' text with the probe rpcit)"
     return f"{path} has no map events ({', '.join(found)}); {what_to_do}"

@@ -79,7 +79,7 @@ def replay(
         _configured(typed, kernel, capture_file)
         with ProgressBars(quiet=output.quiet) as bars:
             compile_entries(ENTRIES, bars.compiled)
-            capture = read_capture(capture_file, bars.read)
+            capture = read_capture(capture_file, bars.read, kernel.kept_pages if kernel else None)
         typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
         config = _configured(typed, kernel, capture_file)
         if verify:
@@ -151,6 +151,8 @@ def _default_domains(kernel: KernelCounters | None) -> list[str]:
     """The domain that the kernel had, where that is known."""
     if kernel is None or kernel.is_lazy is None:
         return ["DMA", "DMA-SQ"]
+    if kernel.domain_type.startswith("s390-"):
+        return [kernel.domain_type]
     if not kernel.is_lazy:
         return ["DMA"]
     return ["DMA-SQ"] if _is_on(kernel, _S390) else ["DMA-FQ"]
@@ -204,7 +206,7 @@ def _compare(session: Session, capture: Capture, kernel: KernelCounters | None, 
         "compared_phases": kernel.comparable_phases,
         "comparisons": [comparison.as_dict() for comparison in comparisons],
     }
-    is_flawless = not capture.report.sentences()
+    is_flawless = not capture.report.flaws()
     session.disagrees = session.is_whole and is_flawless and not all(each.agrees for each in comparisons)
     session.write_summary()
     return comparisons

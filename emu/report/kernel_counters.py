@@ -64,7 +64,7 @@ def print_comparisons(
 def _explanations(comparisons: Sequence[Comparison], kernel: KernelCounters, speed: str) -> Iterator[str]:
     if kernel.restarted:
         yield kernel.restarted
-    if speed == "asap":
+    if speed == "asap" and "Global RPCITs" in kernel.comparable:
         yield "Global RPCITs follow timers: as fast as possible fewer of them fire, so they are not comparable."
     for comparison in comparisons:
         wrong = [row.name for row in comparison.counters if row.must_agree and row.difference]

@@ -53,6 +53,7 @@ def test_a_damaged_description_is_refused_in_one_line(tmp_path, content):
 
 def test_what_is_not_said_is_empty(described):
     counters = described()
+    assert (counters.refresh_operations, counters.kept_pages) == (None, {})
     assert (counters.kernel, counters.domain_type, counters.is_lazy, counters.vcpus) == ("", "", None, 0)
     assert (counters.phases, counters.totals, counters.comparable, counters.restarted) == ([], {}, {}, "")
 
@@ -72,6 +73,40 @@ def test_values_that_are_no_counts_say_nothing(described):
 )
 def test_laziness_is_the_domains_type(described, types, lazy):
     assert described(domain_type=types).is_lazy is lazy
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cmdline", "domain_type", "lazy"),
+    [
+        ("6.1.0-50-s390x", "quiet", "s390-lazy", True),
+        ("6.6.99-s390x", "quiet s390_iommu=strict", "s390-strict", False),
+        ("5.15.0-s390x", "s390_iommu=strictly", "s390-lazy", True),
+        ("6.7.0-s390x", "s390_iommu=strict", "unknown", None),
+        ("6.1.0-50-amd64", "quiet", "unknown", None),
+        ("6.1.0-50-s390x", None, "unknown", None),
+    ],
+)
+def test_before_linux_6_7_the_command_line_says_what_s390_had(described, kernel, cmdline, domain_type, lazy):
+    counters = described(kernel_version=f"Linux version {kernel} (gcc)", cmdline=cmdline, domain_type=["unknown"])
+    assert (counters.domain_type, counters.is_lazy) == (domain_type, lazy)
+
+
+def test_the_hypervisor_counts_rpcits_of_all_devices_since_the_recording_began(described):
+    at_start, settled = (
+        {"a": {"Refresh operations": 7}},
+        {"a": {"Refresh operations": 30}, "b": {"Refresh operations": 2}},
+    )
+    phases = {"p": {"counters_settled": settled}, "q": {"counters_settled": {"a": {"Refresh operations": 40}}}}
+    assert described(phases=phases).refresh_operations == 42
+    assert described(counters_at_start=at_start, phases=phases).refresh_operations == 35
+
+
+def test_what_stays_mapped_is_told_from_reading_to_reading(described):
+    first = phase({"a": counts(20, 5)}, {"a": counts(30, 14)}, {"a": counts(10, 9)})
+    second = phase({"a": counts(31, 14)}, {"a": counts(35, 18)}, {"a": counts(4, 4)})
+    phases = {"p": first, "q": second}
+    assert described(phases=phases).kept_pages == {"p": 15, "(after p)": 1, "(after q)": 1}
+    assert described(counters_at_start={"a": counts(12, 2)}, phases=phases).kept_pages["p"] == 5
 
 
 @pytest.mark.parametrize(
@@ -160,4 +195,6 @@ def test_x86_kernels_count_nothing_of_it(name):
 
 @pytest.mark.captures
 def test_old_kernels_count_only_pages():
-    assert real("s390x-6.1-legacy-strict-nvme-2cpu").totals == {"Mapped pages": 24938, "Unmapped pages": 24893}
+    counters = real("s390x-6.1-legacy-strict-nvme-2cpu")
+    assert counters.totals == {"Mapped pages": 24938, "Unmapped pages": 24893}
+    assert counters.refresh_operations == 20033

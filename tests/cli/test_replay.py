@@ -129,6 +129,54 @@ def test_a_counter_that_must_agree_and_does_not_is_exit_code_1(machine, emu, cap
     assert f"{name} must agree and do not" in " ".join(out.split())
 
 
+@pytest.fixture
+def old_capture(machine):
+    """A capture of Linux 6.1 with one map, which the kernel unmapped lazily; the test says what was run."""
+    where = "(zpci_refresh_trans+0x0/0x1d8) fn=0x100000000 addr=0x100000000 range=0x1000"
+    Path("run.trace").write_text(f"  kw-182  [000] .....  25.000000: rpcit: {where}\n")
+    settled = {"dev": {"Mapped pages": 1, "Unmapped pages": 1, "Refresh operations": 1}}
+    description = {
+        "kernel_version": "Linux version 6.1.0-50-s390x (gcc)",
+        "domain_type": ["unknown"],
+        "cmdline": "quiet",
+        "phases": {"p": {"counters_settled": settled}},
+    }
+    Path("run.json").write_text(json.dumps(description))
+    counted = {"Mapped pages": 1, "Unmapped pages": 1, "Global RPCITs": 0, "Sync Map RPCITs": 1, "Sync RPCITs": 0}
+    for domain in ("s390-lazy", "s390-strict"):
+        machine.runs[domain] = {"counters": dict(counted)}
+    return machine.runs
+
+
+def rpcits_in_all(out):
+    return next(line.split()[-3:] for line in out.splitlines() if line.startswith("RPCITs in all"))
+
+
+@pytest.mark.usefixtures("old_capture")
+def test_before_linux_6_7_the_hypervisors_count_of_rpcits_is_compared(machine, emu):
+    code, out, _ = emu("replay", "run.trace")
+    assert (code, ran(machine)) == (0, [("s390-lazy", "kvm")])
+    assert rpcits_in_all(out) == ["1", "1", "="]
+    assert "taken from rpcit probes" in machine.calls[0][2].notes[0]
+    assert "not comparable" not in " ".join(out.split())
+
+
+@pytest.mark.parametrize("kind", ["Global RPCITs", "Sync Map RPCITs", "Sync RPCITs"])
+def test_any_rpcit_too_many_is_exit_code_1(old_capture, emu, kind):
+    old_capture["s390-lazy"]["counters"][kind] += 2
+    code, out, _ = emu("replay", "run.trace")
+    assert code == 1
+    assert rpcits_in_all(out) == ["1", "3", "+2"]
+    assert "RPCITs in all must agree and do not" in " ".join(out.split())
+
+
+def test_rpcits_of_another_domain_than_the_kernel_had_may_differ(old_capture, emu):
+    old_capture["s390-strict"]["counters"]["Sync RPCITs"] = 1
+    code, out, _ = emu("replay", "run.trace", "--domain", "s390-strict")
+    assert code == 0
+    assert rpcits_in_all(out) == ["1", "2", "+1"]
+
+
 def test_another_domain_than_the_kernel_had_may_differ_in_what_it_flushes(machine, emu, capture):
     capture(S390, "DMA-FQ")
     machine.runs["DMA"]["counters"]["Sync RPCITs"] = 1
