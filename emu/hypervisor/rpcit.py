@@ -16,6 +16,7 @@ from emu.hypervisor.state import (
     REQUEST_POSTED,
     REQUEST_WAITERS,
     RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_NOT_SERVED,
     hypervisor_t,
     request_t,
 )
@@ -23,11 +24,8 @@ from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, s
 from emu.native.compile import inline, slow
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns, relax
+from emu.native.time import begin_operation, now_ns, relax
 from emu.native.wait import wait_on, wake_up
-
-RPCIT_NOT_SERVED = -5
-"""The machine is being stopped and its hypervisor may be dead (-EIO)."""
 
 __all__ = ["RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "rpcit"]
 
@@ -41,6 +39,8 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     Returns:
         RPCIT_OK, RPCIT_INSUFFICIENT_RESOURCES, or RPCIT_NOT_SERVED when the machine stops.
     """
+    # Also on virtual clocks requests queue in the order of time.
+    begin_operation(cpu)
     hv = deref(hypervisor_t, cpu.hypervisor)
     request = deref(request_t, cpu.request)
     request.start_pfn = start_pfn

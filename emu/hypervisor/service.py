@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.hypervisor.state import RPCIT_INSUFFICIENT_RESOURCES, RPCIT_OK, server_t
+from emu.hypervisor.state import RPCIT_INSUFFICIENT_RESOURCES, RPCIT_NOT_SERVED, RPCIT_OK, server_t
 from emu.iommu.io_pgtable import (
     ZPCI_PT_ENTRIES,
     calc_px,
@@ -125,6 +125,10 @@ def _spend(cpu: Any, deadline_ns: int) -> None:
 @slow
 def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     """Serve one request and take as long as it costs; `cpu.server` is the address of the server's record."""
+    if read_once(deref(int64_t, cpu.abort), "value"):
+        # Nobody waits for it any longer, and a walk may be long.
+        request.status = RPCIT_NOT_SERVED
+        return
     server = deref(server_t, cpu.server)
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns

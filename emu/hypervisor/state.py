@@ -12,6 +12,8 @@ REQUEST_WAITERS = 4
 RPCIT_OK = 0
 RPCIT_INSUFFICIENT_RESOURCES = 16
 """Status of a request (ZPCI_RPCIT_ST_*): the host cannot pin or track another mapping."""
+RPCIT_NOT_SERVED = -5
+"""The machine is being stopped and its hypervisor may be dead (-EIO)."""
 
 request_t = struct(
     lines=("state",),

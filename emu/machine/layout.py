@@ -40,6 +40,8 @@ from emu.native.virtual import fiber_t, init_world, turn_t, world_t
 from emu.workload.program import OP_MARK, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
+VIRTUAL_EVENTS_PER_CPU = 1 << 13
+"""On virtual clocks nobody records while a ring is emptied, and thousands of rings are not too much."""
 HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
 _UNLIMITED = 1 << 62
 _ROOM_FOR_LOST_RANGES = 1 << 18
@@ -73,6 +75,7 @@ class Layout:
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
         self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
         self.is_virtual = config.machine.engine == "sim"
+        self.events_per_cpu = VIRTUAL_EVENTS_PER_CPU if self.is_virtual else EVENTS_PER_CPU
         self.spare_cores = 0 if self.is_virtual else cores() - self.cpus - self.servers
         self.segment = self._plan().create(private=self.is_virtual)
         self._fill(real_time=real_time)
@@ -152,7 +155,7 @@ class Layout:
         plan.add("marks", mark_t, self.marks_per_cpu * self.cpus)
         if self.config.machine.record:
             plan.add("event_rings", event_ring_t, self.cpus)
-            plan.add("events", event_t, self.cpus * EVENTS_PER_CPU)
+            plan.add("events", event_t, self.cpus * self.events_per_cpu)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
         plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
@@ -359,8 +362,8 @@ class Layout:
             if self.config.machine.record:
                 init_ring(
                     self.segment["event_rings"][number],
-                    self.segment.address("events", number * EVENTS_PER_CPU),
-                    EVENTS_PER_CPU,
+                    self.segment.address("events", number * self.events_per_cpu),
+                    self.events_per_cpu,
                 )
                 cpu.events = self.segment.address("event_rings", number)
             if pairs is not None and program.repeats:
