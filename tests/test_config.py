@@ -57,7 +57,7 @@ def actions() -> st.SearchStrategy[dict[str, Any]]:
 def machines() -> st.SearchStrategy[dict[str, Any]]:
     values = {
         "cpus": st.integers(1, MAX_CPUS),
-        "engine": st.sampled_from(["processes", "threads"]),
+        "engine": st.sampled_from(["processes", "threads", "sim"]),
         "seed": st.integers(0, 2**63 - 1),
         "hz": st.sampled_from([100, 250, 300, 1000]),
         "pin": st.booleans(),

@@ -12,14 +12,13 @@ from typing import Any
 
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
-    CC_SHIFT,
     REQUEST_DONE,
     REQUEST_POSTED,
     REQUEST_WAITERS,
     RPCIT_BUSY,
     RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_NOT_SERVED,
     RPCIT_OK,
-    ZPCI_CC_INVAL_HANDLE,
     hypervisor_t,
     request_t,
 )
@@ -27,11 +26,8 @@ from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, s
 from emu.native.compile import inline, slow
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns, relax
+from emu.native.time import begin_operation, now_ns, relax
 from emu.native.wait import wait_on, wake_up
-
-RPCIT_NOT_SERVED = ZPCI_CC_INVAL_HANDLE << CC_SHIFT
-"""The machine is being stopped and its hypervisor may be dead: the function is gone."""
 
 __all__ = ["RPCIT_BUSY", "RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "RPCIT_OK", "rpcit"]
 
@@ -45,6 +41,8 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     Returns:
         An answer, RPCIT_*; RPCIT_NOT_SERVED when the machine stops.
     """
+    # Also on virtual clocks requests queue in the order of time.
+    begin_operation(cpu)
     hv = deref(hypervisor_t, cpu.hypervisor)
     request = deref(request_t, cpu.request)
     request.start_pfn = start_pfn

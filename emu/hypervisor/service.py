@@ -12,6 +12,7 @@ from emu.hypervisor.state import (
     RPCIT_ERROR_RECOVER,
     RPCIT_FUNC_IN_ERR,
     RPCIT_INSUFFICIENT_RESOURCES,
+    RPCIT_NOT_SERVED,
     RPCIT_OK,
     server_t,
 )
@@ -154,6 +155,10 @@ def _spend(cpu: Any, deadline_ns: int) -> None:
 @slow
 def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     """Serve one request and take as long as it costs; `cpu.server` is the address of the server's record."""
+    if read_once(deref(int64_t, cpu.abort), "value"):
+        # Nobody waits for it any longer, and a walk may be long.
+        request.status = RPCIT_NOT_SERVED
+        return
     server = deref(server_t, cpu.server)
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns

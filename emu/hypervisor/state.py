@@ -18,8 +18,10 @@ RPCIT_FUNC_IN_ERR = ZPCI_CC_ERR << CC_SHIFT | 8
 RPCIT_INSUFFICIENT_RESOURCES = ZPCI_CC_ERR << CC_SHIFT | 16
 RPCIT_ERROR_RECOVER = ZPCI_CC_ERR << CC_SHIFT | 40
 RPCIT_BUSY = ZPCI_CC_BUSY << CC_SHIFT
+RPCIT_NOT_SERVED = ZPCI_CC_INVAL_HANDLE << CC_SHIFT
 """Answers to an RPCIT: the condition code, and below it the status. In turn: done; the function goes into error; the
-host cannot pin or track another mapping; the function is in error since earlier; too many requests wait."""
+host cannot pin or track another mapping; the function is in error since earlier; too many requests wait;
+the machine is being stopped and its hypervisor may be dead, so that the function is gone."""
 
 request_t = struct(
     lines=("state",),

@@ -75,7 +75,7 @@ class EventWriter:
         self.lost = 0
         self.problem: str | None = None
         self._files: list[EventFile] = []
-        self._rings = layout.segment["event_rings"] if layout.config.machine.record else []
+        self._rings: Any = layout.segment["event_rings"] if layout.config.machine.record else []
         if not len(self._rings):
             return
         if folder is None:
@@ -102,8 +102,10 @@ class EventWriter:
 
     def drain(self) -> None:
         """Move what the rings hold to the files."""
-        for cpu, ring in enumerate(self._rings):
-            events = drain(ring)
+        if not len(self._rings):
+            return
+        for cpu in np.flatnonzero(self._rings.tail != self._rings.head):
+            events = drain(self._rings[cpu])
             if cpu >= len(self._files):
                 self.lost += len(events)
                 continue

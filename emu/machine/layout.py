@@ -44,6 +44,8 @@ from emu.native.virtual import PS, START_PS, fiber_t, init_world, turn_t, world_
 from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
+VIRTUAL_EVENTS_PER_CPU = 1 << 13
+"""On virtual clocks nobody records while a ring is emptied, and thousands of rings are not too much."""
 HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
 _UNLIMITED = 1 << 62
 _ROOM_FOR_LOST_RANGES = 1 << 18
@@ -91,6 +93,7 @@ class Layout:
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
         self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
         self.is_virtual = config.machine.engine == "sim"
+        self.events_per_cpu = VIRTUAL_EVENTS_PER_CPU if self.is_virtual else EVENTS_PER_CPU
         self.spare_cores = 0 if self.is_virtual else cores() - self.cpus - self.servers
         self.segment = self._plan().create(private=self.is_virtual)
         self._fill(real_time=real_time)
@@ -188,7 +191,7 @@ class Layout:
             plan.add("recorded_flushes", recorded_flush_t, len(self.workload.recorded.flushes) + 1)
         if self.config.machine.record:
             plan.add("event_rings", event_ring_t, self.cpus + 1)
-            plan.add("events", event_t, (self.cpus + 1) * EVENTS_PER_CPU)
+            plan.add("events", event_t, (self.cpus + 1) * self.events_per_cpu)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
         plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
@@ -412,8 +415,8 @@ class Layout:
     def _fill_event_rings(self) -> None:
         """One for each CPU and, last, one for the timer."""
         for number, slot in enumerate((*range(self.cpus), self.timer)):
-            first = self.segment.address("events", number * EVENTS_PER_CPU)
-            init_ring(self.segment["event_rings"][number], first, EVENTS_PER_CPU)
+            first = self.segment.address("events", number * self.events_per_cpu)
+            init_ring(self.segment["event_rings"][number], first, self.events_per_cpu)
             self.segment["contexts"][slot].events = self.segment.address("event_rings", number)
 
     def _fill_programs(self, *, real_time: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from emu.hypervisor.state import request_t
 from emu.machine.context import SLOT_WAITERS, STOP, control_t, virtual_cpu_t
 from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import live_as_cpu
@@ -26,15 +27,15 @@ from emu.machine.sysfs import Sysfs
 from emu.machine.timeline import Timeline
 from emu.machine.timer import live_as_timer
 from emu.native.compile import entry
-from emu.native.record import deref
+from emu.native.record import deref, pointer_to
 from emu.native.stack import Stacks
 from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, give_turn, run_world, wake_first, world_t
 from emu.workload.program import OP_UNMAP
 
-_MOST_TURNS = 20_000
-"""Between two looks at the event rings: a CPU records one event in a turn, and a ring holds more."""
-_PATIENCE_S = 0.05
-"""Between two looks at the user; some turns take long, where thousands of CPUs want what has run out."""
+_TURNS = 1 << 17
+"""Between two looks at the user: some ten milliseconds of turns in which not much is to do."""
+_PATIENCE_S = 0.25
+"""How long an interrupted machine may take to serve what is under way."""
 
 
 @entry
@@ -112,11 +113,9 @@ class Simulation:
     Attributes:
         members: its fibers, in the order of their contexts.
         operator: who changes it while it runs.
-        died: nobody ever does.
+        died: who waits for ever, which only a bug can bring about, or None.
         interrupted: whether a signal has asked to stop.
     """
-
-    died: str | None = None
 
     def __init__(
         self,
@@ -129,16 +128,19 @@ class Simulation:
         self.layout = layout
         self.config = layout.config
         self.members = [Fiber(layout.name_of(slot)) for slot in range(layout.supervisor)]
+        self.died: str | None = None
         self.interrupted = False
         self._events = events
         self._on_progress = on_progress
         self._control = layout.segment["control"][0]
         self._contexts = layout.segment["contexts"]
-        self._world = layout.segment.address("world")
-        self._turns = _MOST_TURNS // 16
+        self._world = layout.segment["world"][0]
         self._own_context = layout.segment.address("contexts", layout.supervisor)
         self._stacks = Stacks(layout.supervisor)
         self._writer = Stacks(1)
+        # In a turn a CPU records an operation and a flush at most, and its ring is emptied in between.
+        self._turns = layout.events_per_cpu // 4 if self.config.machine.record else _TURNS
+        self._abort_at = float("inf")
         self._socket = socket or ControlSocket(None)
         sysfs = Sysfs(layout, self._left, self._wake_resting, self)
         self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
@@ -147,7 +149,7 @@ class Simulation:
         """From the first operation to the end of the last fiber."""
         layout, segment = self.layout, self.layout.segment
         init_machine(self._own_context)
-        segment["world"][0].main_stack = self._stacks.main()
+        self._world.main_stack = self._stacks.main()
         for slot in range(layout.supervisor):
             segment["fibers"][slot].stack = self._stacks.begin(self._main_of(slot), segment.address("contexts", slot))
         # The supervisor's clock never moves on by itself.
@@ -167,7 +169,9 @@ class Simulation:
         """Until the time is over, all programs have ended, or the user wants to stop."""
         timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
         until_ps = START_PS + round(self.config.machine.seconds * 1e9) * PS if timed else NEVER_PS
-        while not self.interrupted and not self._finished(0, self.layout.cpus) and self._now_ps < until_ps:
+        while self._now_ps < until_ps and not (
+            self.interrupted or self._finished(0, self.layout.cpus) or self._is_stuck()
+        ):
             soon_s = self.operator.work((self._now_ps - START_PS) / 1e12)
             # An action is never early, so it is waited for to the ps.
             soon_ps = self._now_ps + math.ceil(soon_s * 1e12) if soon_s < math.inf else NEVER_PS
@@ -196,7 +200,7 @@ class Simulation:
         segment["fibers"][slot].now_ps = now_ps
         segment["fibers"][slot].stack = self._writer.begin(function, self._own_context)
         self._contexts["finished"][slot] = 0
-        let_run(self._world, slot, now_ps)
+        let_run(pointer_to(self._world), slot, now_ps)
         self._run_until_finished(slot, slot + 1)
         self._writer.close()
         return int(group.requested)
@@ -210,10 +214,8 @@ class Simulation:
         self._wake(self.layout.segment.address("control") + control_t.fields["go"][1])  # type: ignore[index]
 
     def _advance(self, until_ps: int) -> bool:
-        since = time.monotonic()
-        time_left = advance(self._world, until_ps, self._turns)
-        self._turns = self._turns * 2 if time.monotonic() - since < _PATIENCE_S else self._turns // 2
-        self._turns = min(max(self._turns, 1), _MOST_TURNS)
+        """Some turns; no result depends on how many."""
+        time_left = advance(pointer_to(self._world), until_ps, self._turns)
         self._events.drain()
         return bool(time_left)
 
@@ -233,6 +235,7 @@ class Simulation:
         """CPUs first, then the timer, which may need the hypervisor, then the hypervisor."""
         layout, segment = self.layout, self.layout.segment
         self._control.stop = STOP
+        self._abort_at = time.monotonic() + _PATIENCE_S
         self._wake_resting()
         self._run_until_finished(0, layout.cpus)
         self._control.cpus_retired = 1
@@ -241,15 +244,35 @@ class Simulation:
         self._control.timer_retired = 1
         self._wake(segment.address("hypervisor") + segment["hypervisor"].dtype.fields["doorbell"][1])
         self._run_until_finished(layout.first_server, layout.supervisor)
-        for member in self.members:
-            member.exit = 0
+        for member, finished in zip(self.members, self._contexts["finished"], strict=False):
+            member.exit = 0 if finished else None
 
     def _run_until_finished(self, first: int, last: int) -> None:
-        while not self._finished(first, last) and self._advance(NEVER_PS):
-            pass
+        while not self._finished(first, last):
+            if self.interrupted and not self._control.abort and time.monotonic() > self._abort_at:
+                self._abort()
+            time_left = self._advance(NEVER_PS)
+            if not self._finished(first, last) and (self._is_stuck() or not time_left):
+                waiting = first + int(np.argmin(self._contexts["finished"][first:last]))
+                self.died = self.died or f"{self.layout.name_of(waiting)} waits for ever"
+                return
+
+    def _is_stuck(self) -> bool:
+        """Whether the CPUs that are left wait without a time-out, and nobody is at work who could wake one."""
+        segment, cpus = self.layout.segment, self.layout.cpus
+        left = np.flatnonzero(self._contexts["finished"][: self.layout.supervisor] == 0)
+        until_ps = segment["turns"]["at_ps"][segment["turn_of"][left[left < cpus]]]
+        return bool(len(until_ps) and (until_ps == NEVER_PS).all() and segment["fibers"]["waits_for"][left].all())
+
+    def _abort(self) -> None:
+        """Let nobody wait for the hypervisor any longer."""
+        self._control.abort = 1
+        state = request_t.fields["state"][1]  # type: ignore[index]
+        for slot in range(self.layout.supervisor):
+            self._wake(self.layout.segment.address("requests", slot) + state)
 
     def _wake(self, address: int) -> None:
-        wake_sleepers(self._world, address, min(self._now_ps, self._latest_ps))
+        wake_sleepers(pointer_to(self._world), address, min(self._now_ps, self._latest_ps))
 
     def _wake_slots(self) -> None:
         for slot in np.flatnonzero(self.layout.segment["slots"]["state"] & SLOT_WAITERS):

@@ -116,6 +116,8 @@ def run_machine(
     except SegmentError as error:
         raise MachineError(str(error)) from None
     try:
+        # Four for each process, and one for what each CPU records.
+        _raise_file_limit(5 * layout.contexts + 64)
         events = collect_in.attach(layout) if collect_in else EventWriter(layout, record_to)
         socket = ControlSocket(control_in)
         kind = Simulation if layout.is_virtual else Machine
@@ -236,10 +238,7 @@ class Machine:
             MachineError: when one cannot be started.
         """
         init_machine(self._own_context)
-        processes = self.config.machine.engine == "processes"
-        if processes:
-            _raise_file_limit(4 * len(self.members) + 64)
-        self._crew = ProcessCrew() if processes else ThreadCrew()
+        self._crew = ProcessCrew() if self.config.machine.engine == "processes" else ThreadCrew()
         try:
             for member in self.members:
                 self._crew.start(member)

@@ -62,14 +62,14 @@ class Segment:
 
     Attributes:
         name: file name in /dev/shm, where it is shared.
-        size: bytes, whole pages.
+        size: bytes, whole pages, and the same on machines with pages of another size.
         base: address at which it is mapped here and in every process forked from here.
     """
 
     def __init__(self, plan: SegmentPlan, *, private: bool) -> None:
         self._plan = plan
         # Addresses, not only offsets, are aligned: some room to move the first byte.
-        self.size = -(-(plan.size + _BASE_ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.size = -(-(plan.size + _BASE_ALIGNMENT) // _BASE_ALIGNMENT) * _BASE_ALIGNMENT
         self._linked = False
         memory = _private_memory(self.size) if private else self._shared_memory()
         mapped = np.frombuffer(memory, np.uint8)

@@ -18,7 +18,8 @@ from emu.native.atomics import interpreted
 
 STACK_BYTES = 64 << 10
 """Room for the deepest call, and for a signal's frame. Only pages that were touched cost memory."""
-_UCONTEXT_BYTES = 4096
+_UCONTEXT_BYTES = 8192
+"""More than a ucontext_t takes anywhere; the largest, of aarch64, has 4560."""
 _WORD = 8
 
 _greenlets: dict[int, Any] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from emu.native.clock import clock_ns
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_WAKE, COSTS
 from emu.native.record import address_of, deref, element, int64_t, struct
@@ -22,6 +23,7 @@ from emu.native.stack import switch_stack
 NEVER_PS = 1 << 62
 PS = 1000
 """ps in a ns."""
+_ASK_NS = 50_000_000
 START_PS = 10**12
 """Where clocks begin: a second after a time that means "never"."""
 
@@ -45,6 +47,7 @@ world_t = struct(
     lines=("horizon_ps",),
     horizon_ps="i8",
     turns_left="i8",
+    ask_at_ns="i8",
     slack_ps="i8",
     until_ps="i8",
     fibers="i8",
@@ -58,7 +61,7 @@ world_t = struct(
 )
 """`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot
 is. `horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many
-steps it may still take before Python is asked again."""
+steps it may still take before Python is asked again, or fewer when the machine's own clock has reached `ask_at_ns`."""
 
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
@@ -145,9 +148,16 @@ def _give_way_until(world: Any, fiber: Any, at_ps: int) -> None:
 
 @slow
 def run_world(world: Any, until_ps: int, turns: int) -> bool:
-    """Run fibers until all have passed `until_ps`, or for about `turns` turns. True when there is time left."""
+    """Run fibers until all have passed `until_ps`, or for some turns. True when there is time left.
+
+    Args:
+        world: its world_t.
+        until_ps: where on their clocks.
+        turns: not many more than these; fewer where much is to do, so that Python can look after its signals.
+    """
     world.until_ps = until_ps
     world.turns_left = turns
+    world.ask_at_ns = clock_ns() + _ASK_NS
     first = element(turn_t, world.turns, 0)
     if first.at_ps < until_ps:
         _set_horizon(world)
@@ -176,20 +186,30 @@ def give_way(fiber: Any) -> None:
 
 
 @inline
+def _wait_for_turn(world: Any, fiber: Any) -> None:
+    # Of equal clocks the heap decides: whether Python was asked in between must make no difference.
+    if fiber.now_ps >= world.horizon_ps - world.slack_ps or world.turns_left <= 0:
+        _give_way_until(world, fiber, fiber.now_ps)
+
+
+@inline
 def take_turn(cpu: Any) -> None:
     """Begin an operation: everything before it in virtual time has been done."""
     fiber = fiber_of(cpu)
     world = deref(world_t, fiber.world)
     world.turns_left -= 1
-    if fiber.now_ps > world.horizon_ps - world.slack_ps or world.turns_left <= 0:
-        _give_way_until(world, fiber, fiber.now_ps)
+    _wait_for_turn(world, fiber)
 
 
 @slow
 def pass_time_until(fiber: Any, at_ps: int) -> None:
-    """Move this fiber's clock forward and let the others catch up."""
+    """Move this fiber's clock forward; when it goes on, everything before that has been done."""
+    world = deref(world_t, fiber.world)
     fiber.now_ps = max(fiber.now_ps, at_ps)
-    give_way(fiber)
+    # Whoever has much to do spends the time that it takes: a flush, most of all.
+    if clock_ns() > world.ask_at_ns:
+        world.turns_left = 0
+    _wait_for_turn(world, fiber)
 
 
 @slow
@@ -209,9 +229,8 @@ def end_fiber(cpu: Any) -> None:
     """The last thing a fiber does; it does not return. Python is asked what to do next."""
     fiber = fiber_of(cpu)
     world = deref(world_t, fiber.world)
-    while True:
-        world.turns_left = 0
-        _give_way_until(world, fiber, NEVER_PS)
+    _later(world, element(int64_t, world.turn_of, fiber.slot).value, NEVER_PS, fiber.slot)
+    switch_stack(address_of(fiber, "stack"), world.main_stack)
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------
@@ -219,7 +238,7 @@ def end_fiber(cpu: Any) -> None:
 
 @inline
 def _queue_of(address: int) -> int:
-    return ((address >> 2) * 0x9E3779B1 >> 16) & (_QUEUES - 1)
+    return (((address >> 2) & 0xFFFFFFF) * 0x9E3779B1 >> 16) & (_QUEUES - 1)
 
 
 @inline
@@ -260,16 +279,20 @@ def _unlink(world: Any, queue: int, before: int, name: int) -> None:
 
 @slow
 def wake_first(world: Any, address: int, at_ps: int) -> int:
-    """Wake the one that has waited longest for this word, at the waker's time. Returns its slot + 1, or 0."""
+    """Wake the one that has waited longest for this word, at the waker's time. Returns its slot + 1, or 0.
+
+    Whoever's time-out comes before that has stopped waiting, even where its turn to notice has not come yet.
+    """
     queue = _queue_of(address)
     before = 0
     name = _first(world, queue).value
     while name:
         fiber = element(fiber_t, world.fibers, name - 1)
-        if fiber.waits_for == address:
+        turn = element(int64_t, world.turn_of, fiber.slot).value
+        if fiber.waits_for == address and at_ps <= element(turn_t, world.turns, turn).at_ps:
             _unlink(world, queue, before, name)
             fiber.now_ps = max(fiber.now_ps, at_ps)
-            _sooner(world, element(int64_t, world.turn_of, fiber.slot).value, fiber.now_ps, fiber.slot)
+            _sooner(world, turn, fiber.now_ps, fiber.slot)
             world.horizon_ps = min(world.horizon_ps, fiber.now_ps + world.slack_ps)
             return name
         before = name

@@ -18,8 +18,8 @@ def config_of(domain, *, preset="kvm", **options):
     return load(None, preset, overrides)
 
 
-def run(domain, *, workload=None, real_time=False, record_to=None, **options):
+def run(domain, *, workload=None, real_time=False, record_to=None, on_progress=None, **options):
     """Run a small machine; returns emu.experiment.Outcome."""
     config = config_of(domain, **options)
     load_of_it = workload or build_workload(config)
-    return run_machine(config, domain, load_of_it, real_time=real_time, record_to=record_to)
+    return run_machine(config, domain, load_of_it, real_time=real_time, record_to=record_to, on_progress=on_progress)

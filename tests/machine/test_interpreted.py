@@ -1,4 +1,4 @@
-"""The same machine interpreted: every scheme runs as plain Python, in processes and threads, and its books balance."""
+"""The same machine interpreted: every scheme runs as plain Python, on every engine, and its books balance."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.interpreted
 PAIRS = 60 if interpreted else 2000
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_small_machine_runs_whether_compiled_or_not(domain, engine):
     queue = {"domain_fq_size": 8} if domain in ("DMA-FQ", "DMA-SQ") else {}
@@ -55,7 +55,9 @@ def test_a_machine_is_switched_and_its_driver_unbound_whether_compiled_or_not(en
     assert result["conservation"]["holds"], result["conservation"]
 
 
-def test_the_machine_serves_itself_inline_whether_compiled_or_not():
-    result = run("DMA", machine_cpus=2, machine_ops=PAIRS, hypervisor_service="inline", domain_aperture_mb=64).run
+@pytest.mark.parametrize("engine", ["processes", "sim"])
+def test_the_machine_serves_itself_inline_whether_compiled_or_not(engine):
+    options = {"machine_cpus": 2, "machine_engine": engine, "machine_ops": PAIRS, "domain_aperture_mb": 64}
+    result = run("DMA", hypervisor_service="inline", **options).run
     assert result["conservation"]["holds"]
     assert result["hypervisor"]["requests"] == result["maps"] + result["unmaps"]

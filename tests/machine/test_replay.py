@@ -42,7 +42,7 @@ def sums(result, phases):
     return {name: sum(counters[name] for counters in chosen) for name in result["counters"]}
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 def test_replayed_counters_are_the_kernels(capture, engine):
     read, load, kernel = capture
     domain = "DMA-SQ" if kernel is None or kernel.is_lazy else "DMA"

@@ -27,7 +27,7 @@ def assert_sound(outcome, domain):
         assert set(result["counters"].values()) == {0}
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16, 64])
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_what_is_mapped_is_unmapped_reclaimed_or_still_there(domain, cpus, engine):

@@ -13,7 +13,7 @@ from tests.machine.machines import run
 
 
 @pytest.mark.parametrize("name", shipped_captures())
-@pytest.mark.parametrize("engine", ["processes", "threads"])
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 def test_a_shipped_capture_replays_to_the_kernels_counters(name, engine):
     path = find_capture(Path(name))
     capture, kernel = read_capture(path), read_counters(path)
