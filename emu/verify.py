@@ -21,6 +21,7 @@ from emu.capture.flushes import (
     jiffies_start_ns,
 )
 from emu.capture.ftrace import Capture
+from emu.capture.queue_probes import recorded_overruns
 from emu.config import Action, Config, CostsConfig, DomainType
 from emu.experiment import Outcome
 from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS
@@ -61,7 +62,7 @@ def verify_capture(
     domain = config.domain.types[0]
     flushes = flushes_in(capture.events)
     config = _at_recorded_times(capture, config, domain, flushes)
-    workload = capture_workload(capture, config.machine.cpus)
+    workload = capture_workload(capture, config.machine.cpus, as_probed=True)
     workload.recorded = recorded_times(capture)
     collector = EventCollector()
     outcome = run(config, domain, workload, collect_in=collector)
@@ -158,7 +159,7 @@ def _compare(
         domain=run["domain"],
         comparison=comparison,
         moved=moved,
-        flushes=_flushes(events, flushes, to_trace_ns, run),
+        flushes=_flushes(capture, events, flushes, to_trace_ns, run),
         notes=notes,
     )
 
@@ -176,7 +177,11 @@ def _note_flushes_by_phase(
 
 
 def _flushes(
-    events: npt.NDArray[np.void], recorded: npt.NDArray[np.void], to_trace_ns: int, run: dict[str, Any]
+    capture: Capture,
+    events: npt.NDArray[np.void],
+    recorded: npt.NDArray[np.void],
+    to_trace_ns: int,
+    run: dict[str, Any],
 ) -> Flushes:
     timeouts = events[events["code"] == EVENT_FLUSH_TIMEOUT]
     kernel_ns = np.sort(recorded["timer_ns"][recorded["cause"] == BY_TIMER])
@@ -188,7 +193,7 @@ def _flushes(
         unmatched=unmatched,
         full_kernel=sorted(zip(full["cpu"].tolist(), full["unmaps"].tolist(), strict=True)),
         full_emu=sorted(_full_flushes(events)),
-        overruns_kernel=[],
+        overruns_kernel=recorded_overruns(capture),
         overruns_emu=[(int(e["cpu"]), int(e["a"]) + 1) for e in events[events["code"] == EVENT_OVERRUN]],
         overrun_iovas=run["overrun_iovas"],
     )

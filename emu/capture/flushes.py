@@ -16,6 +16,7 @@ from emu.capture.events import (
     INVALIDATION_END,
     MAP,
     MARK,
+    RING_FLUSHED,
     RING_FREE,
     RING_FREE_LOCKED,
     RING_FULL,
@@ -29,11 +30,12 @@ BY_TIMER, BY_FULL_RING, BY_ATTACH = range(3)
 
 flush_t = np.dtype(
     [("event", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("timer_ns", "i8"), ("cpu", "i4"), ("cause", "i4"),
-     ("unmaps", "i8")],
+     ("unmaps", "i8"), ("cause_ns", "i8")],
     align=True,
 )  # fmt: skip
 """One flush: the `event` that tells of it, its times on the trace clock, when the timer fired that caused it (0 where
-none did), and how many unmaps its CPU had begun before: with BY_FULL_RING the last of them found the ring full."""
+none did), and how many unmaps its CPU had begun before: with BY_FULL_RING the last of them found the ring full.
+`cause_ns`: when its cause happened, as far as that is told: the timer fired, an unmap began, a ring was found full."""
 
 _CAUSES = (TIMER, UNMAP, MAP, RING_FULL)
 _INSIDE = (FQ_FLUSH, FLUSH, CACHE_TAG_FLUSH, INVALIDATION, INVALIDATION_END, RPCIT)
@@ -85,7 +87,7 @@ def cost_of_freeing_ns(flushes: npt.NDArray[np.void], events: npt.NDArray[np.voi
 def _flushes_of(events: npt.NDArray[np.void], mine: npt.NDArray[np.int64], cpu: int) -> list[tuple[int, ...]]:
     kinds, times = events["kind"][mine], events["time_ns"][mine]
     causes = np.flatnonzero(np.isin(kinds, _CAUSES))
-    unmaps = np.cumsum(kinds == UNMAP)
+    unmaps = np.cumsum(kinds == UNMAP) + _shown_late(events["start"][mine], kinds)
     rows: list[tuple[int, ...]] = []
     for place in np.flatnonzero(kinds == FLUSH).tolist():
         before = causes[np.searchsorted(causes, place) - 1] if len(causes) and causes[0] < place else -1
@@ -95,8 +97,22 @@ def _flushes_of(events: npt.NDArray[np.void], mine: npt.NDArray[np.int64], cpu: 
         counted = place - 1 if place and kinds[place - 1] == FQ_FLUSH else place
         end_ns = _end_of(kinds, times, place, waits=cause == BY_FULL_RING)
         timer_ns = int(times[before]) if cause == BY_TIMER else 0
-        rows.append((int(mine[place]), int(times[counted]), end_ns, timer_ns, cpu, cause, int(unmaps[place])))
+        cause_ns = int(times[before if before >= 0 else counted])
+        rows.append((int(mine[place]), int(times[counted]), end_ns, timer_ns, cpu, cause, int(unmaps[place]), cause_ns))
     return rows
+
+
+def _shown_late(starts: npt.NDArray[np.int64], kinds: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """1 where an unmap is under way that has its line only after its flush: where appends stand for unmaps."""
+    late = np.zeros(len(kinds), np.int64)
+    unmaps = np.flatnonzero(kinds == UNMAP)
+    flushed = np.flatnonzero(kinds == RING_FLUSHED)
+    full = np.flatnonzero(kinds == RING_FULL)
+    appended, found = np.searchsorted(unmaps, flushed), np.searchsorted(full, flushed) - 1
+    for after, append, before in zip(flushed.tolist(), appended.tolist(), found.tolist(), strict=True):
+        if append < len(unmaps) and before >= 0 and starts[unmaps[append]] == starts[after]:
+            late[full[before] : unmaps[append]] = 1
+    return late
 
 
 def _end_of(kinds: npt.NDArray[np.int8], times: npt.NDArray[np.int64], place: int, *, waits: bool) -> int:

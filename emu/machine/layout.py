@@ -371,7 +371,7 @@ class Layout:
         at, segment, start_ns = self.segment.address, self.segment, START_PS // PS
         firings, flushes = segment["recorded_firings"][:-1], segment["recorded_flushes"][:-1]
         firings["at_ns"], firings["cpu"] = recorded.firings["at_ns"] + start_ns, recorded.firings["cpu"]
-        for name in ("begin_ns", "end_ns", "resume_ns"):
+        for name in ("cause_ns", "begin_ns", "end_ns", "resume_ns"):
             flushes[name] = recorded.flushes[name] + start_ns
         flushes["cpu"] = recorded.flushes["cpu"]
         base, cookie = segment["timer_base"][0], segment["domain"][0].cookie

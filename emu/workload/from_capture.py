@@ -3,7 +3,8 @@
 Each map call becomes one `OP_MAP` at the place of its first chunk, each unmap one `OP_UNMAP` on the CPU it happened on.
 Slots are handed out and come back in trace order, so what an operation waits for always happened before it in the
 trace, and each slot's operations can only happen in the order they have there: the programs cannot deadlock, however
-their CPUs are scheduled.
+their CPUs are scheduled. Where probes in the flush queue tell more exactly than its lines when an unmap began, that may
+take the place of the trace's order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from emu.capture.events import PAGE_SHIFT, CaptureError
 from emu.capture.flushes import BY_ATTACH, BY_TIMER, flushes_in
 from emu.capture.ftrace import Capture
+from emu.capture.queue_probes import QueueTimes, queue_times, strictly_increasing
 from emu.workload.program import (
     OP_MAP,
     OP_MARK,
@@ -30,13 +32,15 @@ from emu.workload.program import (
 
 _Steps = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
+_Times = npt.NDArray[np.int64]
 
-_step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("order", "i8"), ("mapping", "i8")], align=True)
-"""An operation, its CPU and its place in the trace: 2 * event + 1, or 2 * event for what happens before that event.
-`mapping` is the index of what it maps or unmaps, -1 for marks."""
+_step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("keeps", "?"), ("order", "i8"), ("mapping", "i8")], align=True)
+"""An operation, its CPU and its place among all: 2 * its time + 1, or 2 * an event's time for what happens just before
+that event. `mapping` is the index of what it maps or unmaps, -1 for marks; an unmap that `keeps` its slot takes so long
+that nobody should wait for it."""
 
 
-def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
+def capture_workload(capture: Capture, cpus: int | None = None, *, as_probed: bool = False) -> Workload:
     """Turn a capture into the programs that replay it.
 
     `Workload.phases` begins with `(before)`; the others are those of `capture.phase_changes`, as they first appear
@@ -47,6 +51,8 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
         capture: what was recorded.
         cpus: CPUs to replay on; as many as recorded if None. On fewer, recorded CPU c becomes CPU c % cpus and trace
             order is kept; of more, the others stay idle.
+        as_probed: for a replay at recorded times: unmaps begin when probes in the flush queue say that they did, where
+            there are such probes, and each CPU's operations are in the order of these times.
 
     Raises:
         CaptureError: a mapping is larger than an operation can hold.
@@ -59,7 +65,14 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
     if max_pages > np.iinfo(np.int32).max:
         raise CaptureError(f"{capture.path} has a mapping of {max_pages} pages; leave it out, no replay can hold it")
     phases = list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
-    steps = np.concatenate([_mark_steps(capture, phases, cpus), _map_steps(capture), _unmap_steps(capture)])
+    probed = queue_times(capture) if as_probed else None
+    times = _times(capture, probed)
+    marks = _mark_steps(capture, times, phases, cpus)
+    unmaps = _unmap_steps(capture, times)
+    if probed:
+        flushed = probed.calls["event"][probed.calls["full"]]
+        unmaps["keeps"] = np.isin(capture.mappings["unmap_event"][unmaps["mapping"]], flushed)
+    steps = np.concatenate([marks, _map_steps(capture, times), unmaps])
     steps["cpu"] %= cpus
     steps = steps[np.argsort(steps["order"], kind="stable")]
     slots = _hand_out_slots(steps)
@@ -75,7 +88,13 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
 
 
 def recorded_times(capture: Capture) -> RecordedTimes:
-    """When the capture's timer fired and its flushes began and ended, for a replay at recorded times."""
+    """When the capture's timer fired and its flushes began and ended, for a replay at recorded times.
+
+    With probes in the flush queue that tell enough, the flushes fit the operations of `capture_workload(as_probed)`.
+    """
+    probed = queue_times(capture)
+    if probed:
+        return _probed_times(capture, probed)
     flushes = flushes_in(capture.events)
     flushes = flushes[flushes["cause"] != BY_ATTACH]
     start_ns = int(capture.events["time_ns"][0])
@@ -85,8 +104,25 @@ def recorded_times(capture: Capture) -> RecordedTimes:
     recorded = np.zeros(len(flushes), queue_flush_t)
     recorded["begin_ns"] = flushes["begin_ns"] - start_ns
     recorded["end_ns"] = recorded["resume_ns"] = flushes["end_ns"] - start_ns
+    recorded["cause_ns"] = flushes["cause_ns"] - start_ns
     recorded["cpu"] = flushes["cpu"]
-    return RecordedTimes(firings[np.argsort(firings["at_ns"], kind="stable")], recorded)
+    return RecordedTimes(_in_order(firings, "at_ns"), _in_order(recorded, "cause_ns"))
+
+
+def _probed_times(capture: Capture, probed: QueueTimes) -> RecordedTimes:
+    flushes, start_ns = probed.flushes, int(capture.events["time_ns"][0])
+    timers = flushes[flushes["timer"]]
+    firings = np.zeros(len(timers), firing_t)
+    firings["at_ns"], firings["cpu"] = timers["cause_ns"] - start_ns, timers["cpu"]
+    recorded = np.zeros(len(flushes), queue_flush_t)
+    for name, told in (("cause", "cause"), ("begin", "start"), ("end", "finish"), ("resume", "resume")):
+        recorded[f"{name}_ns"] = flushes[f"{told}_ns"] - start_ns
+    recorded["cpu"] = flushes["cpu"]
+    return RecordedTimes(firings, recorded)
+
+
+def _in_order(rows: npt.NDArray[np.void], field: str) -> npt.NDArray[np.void]:
+    return rows[np.argsort(rows[field], kind="stable")]
 
 
 def _program(steps: _Steps) -> Program:
@@ -99,27 +135,35 @@ def _notes(capture: Capture, cpus: int) -> list[str]:
     return capture.report.sentences() + folded
 
 
-def _steps_at(capture: Capture, code: int, events: _Indices) -> _Steps:
+def _steps_at(capture: Capture, times: _Times, code: int, events: _Indices) -> _Steps:
     """Steps that happen where and when some events did."""
     steps = np.zeros(len(events), _step_t)
     steps["op"]["code"] = code
-    steps["op"]["at_ns"] = _times(capture)[events]
+    steps["op"]["at_ns"] = times[events]
     steps["cpu"] = capture.events["cpu"][events]
-    steps["order"] = 2 * events + 1
+    steps["order"] = 2 * times[events] + 1
     return steps
 
 
-def _times(capture: Capture) -> npt.NDArray[np.int64]:
-    """When each event happened, in ns since the first: no two at once, so that the trace's order is that of time."""
-    count = np.arange(len(capture.events))
-    return np.maximum.accumulate(capture.events["time_ns"] - capture.events["time_ns"][0] - count) + count
+def _times(capture: Capture, probed: QueueTimes | None) -> _Times:
+    """When each event happened, in ns since the first: no two at once, so that they have an order, the trace's.
+
+    Unmaps that were placed by probes may have happened before events above them, but not before their map.
+    """
+    start_ns = int(capture.events["time_ns"][0])
+    if not probed:
+        return strictly_increasing(capture.events["time_ns"] - start_ns)
+    times = probed.events_ns - start_ns
+    both = capture.mappings[capture.mappings["unmap_event"] >= 0]
+    times[both["map_event"]] = np.minimum(times[both["map_event"]], times[both["unmap_event"]] - 1)
+    return times
 
 
-def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:
+def _mark_steps(capture: Capture, times: _Times, phases: list[str], cpus: int) -> _Steps:
     """Every phase change on every CPU; the first phase begins before everything."""
     changes = [change.event for change in capture.phase_changes]
     numbers = [phases.index(change.name) for change in capture.phase_changes]
-    steps = _steps_at(capture, OP_MARK, np.array([0, *changes], np.int64))
+    steps = _steps_at(capture, times, OP_MARK, np.array([0, *changes], np.int64))
     steps["op"]["arg"] = [0, *numbers]
     steps["order"][0] = -1
     steps["mapping"] = -1
@@ -128,9 +172,9 @@ def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:
     return everywhere
 
 
-def _map_steps(capture: Capture) -> _Steps:
+def _map_steps(capture: Capture, times: _Times) -> _Steps:
     mappings = capture.mappings
-    steps = _steps_at(capture, OP_MAP, mappings["map_event"])
+    steps = _steps_at(capture, times, OP_MAP, mappings["map_event"])
     steps["op"]["pages"] = mappings["pages"]
     steps["op"]["nents"] = mappings["nents"]
     in_segments = np.where(mappings["nents"] > 1, mappings["nents"], 0)
@@ -139,11 +183,11 @@ def _map_steps(capture: Capture) -> _Steps:
     return steps
 
 
-def _unmap_steps(capture: Capture) -> _Steps:
+def _unmap_steps(capture: Capture, times: _Times) -> _Steps:
     unmapped = np.flatnonzero(capture.mappings["unmap_event"] >= 0)
     supplied = capture.mappings["supplied"][unmapped]
     events = np.where(supplied, _supplied_before(capture)[unmapped], capture.mappings["unmap_event"][unmapped])
-    steps = _steps_at(capture, OP_UNMAP, events)
+    steps = _steps_at(capture, times, OP_UNMAP, events)
     steps["order"] -= supplied
     steps["mapping"] = unmapped
     return steps
@@ -175,12 +219,12 @@ def _hand_out_slots(steps: _Steps) -> int:
     program order then keeps the slot's maps in order, and its unmaps. With any other CPU, one that runs ahead could
     find the slot full and unmap the mapping before its own.
     """
-    rows = steps["mapping"].tolist(), steps["op"]["code"].tolist(), steps["cpu"].tolist()
-    unmapped_on = {mapping: cpu for mapping, code, cpu in zip(*rows, strict=True) if code == OP_UNMAP}
+    rows = steps["mapping"].tolist(), steps["op"]["code"].tolist(), steps["cpu"].tolist(), steps["keeps"].tolist()
+    unmapped_on = {mapping: cpu for mapping, code, cpu, _ in zip(*rows, strict=True) if code == OP_UNMAP}
     free: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
     held: dict[int, tuple[int, deque[int]]] = {}
     given, slots = np.zeros(len(steps), np.int32), 0
-    for step, (mapping, code, cpu) in enumerate(zip(*rows, strict=True)):
+    for step, (mapping, code, cpu, keeps) in enumerate(zip(*rows, strict=True)):
         if code == OP_MAP:
             queue = free[cpu, unmapped_on.get(mapping, -1)]
             slots += not queue
@@ -188,6 +232,7 @@ def _hand_out_slots(steps: _Steps) -> int:
             held[mapping] = slot, queue
         elif code == OP_UNMAP:
             given[step], queue = held.pop(mapping)
-            queue.append(int(given[step]))
+            if not keeps:
+                queue.append(int(given[step]))
     steps["op"]["slot"] = given
     return slots

@@ -50,7 +50,7 @@ class Program:
 
 
 firing_t = np.dtype([("at_ns", "i8"), ("cpu", "i8")])
-queue_flush_t = np.dtype([("begin_ns", "i8"), ("end_ns", "i8"), ("resume_ns", "i8"), ("cpu", "i8")])
+queue_flush_t = np.dtype([("cause_ns", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("resume_ns", "i8"), ("cpu", "i8")])
 
 
 @dataclass(slots=True)
@@ -59,8 +59,8 @@ class RecordedTimes:
 
     Attributes:
         firings: of the flush queue's timer, in order, shape (n,), dtype `firing_t`: a pending one fires then.
-        flushes: of the queue, in the order of their beginnings, shape (m,), dtype `queue_flush_t`: when each was
-            counted as started and as finished, and when its CPU went on.
+        flushes: of the queue, in the order of their causes, shape (m,), dtype `queue_flush_t`: when its timer fired or
+            its unmap found the ring full, when each was counted as started and as finished, and when its CPU went on.
     """
 
     firings: npt.NDArray[np.void]
