@@ -69,7 +69,8 @@ def _sentences(found: Verification) -> Iterator[str]:
     if flushes.firings_ms:
         yield (
             f"Timer flushes: {len(flushes.firings_ms)}, each fired as late as it was recorded to; by our jiffies they "
-            f"were due at most {flushes.largest_difference_ms:.1f} ms from that (tolerance {TIMER_TOLERANCE_MS:g} ms)."
+            f"were due at most {flushes.largest_difference_ms:.1f} ms from that (tolerance {TIMER_TOLERANCE_MS:g} ms"
+            f"{f', {flushes.beyond_tolerance} beyond it' if flushes.beyond_tolerance else ''})."
         )
     if flushes.full_kernel or flushes.full_emu:
         same = len(set(flushes.full_kernel) & set(flushes.full_emu))

@@ -59,8 +59,9 @@ def test_every_counter_of_every_phase_is_the_kernels(found):
 def test_every_timer_was_pending_when_it_fired_and_due_within_25_ms_of_that(found):
     verification, _ = found
     flushes = verification.flushes
-    if "overrun" not in verification.capture:
-        assert flushes.largest_difference_ms < 25
+    # Eight virtual CPUs on two cores: three interrupts came later.
+    assert flushes.beyond_tolerance == (3 if "overrun" in verification.capture else 0)
+    assert flushes.timers_agree
     assert flushes.unmatched == 0
     assert len(flushes.firings_ms) == TIMERS.get(verification.capture, len(flushes.firings_ms))
 
