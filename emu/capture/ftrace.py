@@ -56,6 +56,8 @@ class Capture:
         domain_types: (time_ns, type) wherever the domain's type is known to change, in sysfs' words; empty when the
             trace does not say, see `domain_types_in`.
         report: what could not be used.
+        paddrs: the physical byte address that each `MAP` event maps, -1 where its line does not say, in trace order,
+            shape (map events,); None where it was not asked for.
     """
 
     name: str
@@ -72,20 +74,22 @@ class Capture:
     phase_changes: list[PhaseChange]
     domain_types: list[tuple[int, str]]
     report: CaptureReport
+    paddrs: npt.NDArray[np.int64] | None = None
 
 
-def read_capture(path: str | PathLike[str], progress: Progress | None = None) -> Capture:
+def read_capture(path: str | PathLike[str], progress: Progress | None = None, *, physical: bool = False) -> Capture:
     """Read a kernel trace.
 
     Args:
         path: the text, plain or gzip'd (told by its content, not its name).
         progress: called now and then with the bytes of the file consumed and their total.
+        physical: keep the physical addresses too, 8 bytes for each map event: see `emu.capture.attempts`.
 
     Raises:
         CaptureError: it cannot be read, or holds no map event.
     """
     path = Path(path)
-    parser = Parser()
+    parser = Parser(physical=physical)
     with opened(path) as file:
         for block in blocks_of_lines(file, parser.report, progress):
             parser.feed(block)
@@ -111,6 +115,7 @@ def read_capture(path: str | PathLike[str], progress: Progress | None = None) ->
         phase_changes=phase_changes_in(events, parser.marks),
         domain_types=domain_types_in(events, parser.marks),
         report=report,
+        paddrs=parser.paddrs(),
     )
 
 

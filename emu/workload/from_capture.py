@@ -20,10 +20,10 @@ from emu.iommu.recorded import recorded_flush_t
 from emu.native.timer import firing_t
 from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, Program, RecordedTimes, Workload, op_t
 
-_Steps = npt.NDArray[np.void]
+Steps = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
 
-_step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("order", "i8"), ("mapping", "i8")], align=True)
+step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("order", "i8"), ("mapping", "i8")], align=True)
 """An operation, its CPU and its place in the trace: 2 * event + 1, or 2 * event for what happens before that event.
 `mapping` is the index of what it maps or unmaps, -1 for marks."""
 
@@ -47,23 +47,40 @@ def capture_workload(capture: Capture, cpus: int | None = None) -> Workload:
     cpus = capture.cpus if cpus is None else cpus
     if cpus < 1:
         raise ValueError(f"cpus must be positive, not {cpus}")
+    steps = steps_of(capture, cpus)
+    steps = steps[np.argsort(steps["order"], kind="stable")]
+    return workload_of(capture, steps, hand_out_slots(steps), cpus)
+
+
+def steps_of(capture: Capture, cpus: int) -> Steps:
+    """What a capture's CPUs did, as operations without slots, in no order; shape (n,), dtype `step_t`.
+
+    Raises:
+        CaptureError: a mapping is larger than an operation can hold.
+    """
     max_pages = int(capture.mappings["pages"].max())
     if max_pages > np.iinfo(np.int32).max:
         raise CaptureError(f"{capture.path} has a mapping of {max_pages} pages; leave it out, no replay can hold it")
-    phases = list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
-    steps = np.concatenate([_mark_steps(capture, phases, cpus), _map_steps(capture), _unmap_steps(capture)])
+    steps = np.concatenate([_mark_steps(capture, cpus), _map_steps(capture), _unmap_steps(capture)])
     steps["cpu"] %= cpus
-    steps = steps[np.argsort(steps["order"], kind="stable")]
-    slots = _hand_out_slots(steps)
+    return steps
+
+
+def workload_of(capture: Capture, steps: Steps, slots: int, cpus: int) -> Workload:
+    """The load that does the steps of a capture, which are in the order of the trace and have their slots."""
     return Workload(
         name=capture.name,
         programs=[_program(steps[steps["cpu"] == cpu]) for cpu in range(cpus)],
         slots=slots,
         segments=_segments(capture),
-        phases=phases,
-        max_pages=max_pages,
+        phases=_phases(capture),
+        max_pages=int(steps["op"]["pages"].max()),
         notes=_notes(capture, cpus),
     )
+
+
+def _phases(capture: Capture) -> list[str]:
+    return list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
 
 
 def recorded_times(capture: Capture) -> RecordedTimes:
@@ -81,7 +98,7 @@ def recorded_times(capture: Capture) -> RecordedTimes:
     return RecordedTimes(firings[np.argsort(firings["at_ns"], kind="stable")], recorded)
 
 
-def _program(steps: _Steps) -> Program:
+def _program(steps: Steps) -> Program:
     ops = np.ascontiguousarray(steps["op"])
     return Program(ops=ops, loop_start=len(ops))
 
@@ -91,9 +108,9 @@ def _notes(capture: Capture, cpus: int) -> list[str]:
     return capture.report.sentences() + folded
 
 
-def _steps_at(capture: Capture, code: int, events: _Indices) -> _Steps:
+def steps_at(capture: Capture, code: int, events: _Indices) -> Steps:
     """Steps that happen where and when some events did."""
-    steps = np.zeros(len(events), _step_t)
+    steps = np.zeros(len(events), step_t)
     steps["op"]["code"] = code
     steps["op"]["at_ns"] = _times(capture)[events]
     steps["cpu"] = capture.events["cpu"][events]
@@ -107,11 +124,12 @@ def _times(capture: Capture) -> npt.NDArray[np.int64]:
     return np.maximum.accumulate(capture.events["time_ns"] - capture.events["time_ns"][0] - count) + count
 
 
-def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:
+def _mark_steps(capture: Capture, cpus: int) -> Steps:
     """Every phase change on every CPU; the first phase begins before everything."""
+    phases = _phases(capture)
     changes = [change.event for change in capture.phase_changes]
     numbers = [phases.index(change.name) for change in capture.phase_changes]
-    steps = _steps_at(capture, OP_MARK, np.array([0, *changes], np.int64))
+    steps = steps_at(capture, OP_MARK, np.array([0, *changes], np.int64))
     steps["op"]["arg"] = [0, *numbers]
     steps["order"][0] = -1
     steps["mapping"] = -1
@@ -120,9 +138,9 @@ def _mark_steps(capture: Capture, phases: list[str], cpus: int) -> _Steps:
     return everywhere
 
 
-def _map_steps(capture: Capture) -> _Steps:
+def _map_steps(capture: Capture) -> Steps:
     mappings = capture.mappings
-    steps = _steps_at(capture, OP_MAP, mappings["map_event"])
+    steps = steps_at(capture, OP_MAP, mappings["map_event"])
     steps["op"]["pages"] = mappings["pages"]
     steps["op"]["nents"] = mappings["nents"]
     in_segments = np.where(mappings["nents"] > 1, mappings["nents"], 0)
@@ -131,11 +149,11 @@ def _map_steps(capture: Capture) -> _Steps:
     return steps
 
 
-def _unmap_steps(capture: Capture) -> _Steps:
+def _unmap_steps(capture: Capture) -> Steps:
     unmapped = np.flatnonzero(capture.mappings["unmap_event"] >= 0)
     supplied = capture.mappings["supplied"][unmapped]
     events = np.where(supplied, _supplied_before(capture)[unmapped], capture.mappings["unmap_event"][unmapped])
-    steps = _steps_at(capture, OP_UNMAP, events)
+    steps = steps_at(capture, OP_UNMAP, events)
     steps["order"] -= supplied
     steps["mapping"] = unmapped
     return steps
@@ -160,7 +178,7 @@ def _segments(capture: Capture) -> npt.NDArray[np.int32]:
     return np.asarray(pages, np.int32)
 
 
-def _hand_out_slots(steps: _Steps) -> int:
+def hand_out_slots(steps: Steps) -> int:
     """Give every mapping a slot, in trace order; the number of slots needed.
 
     A slot is used again only by a mapping that the same CPU maps and the same CPU unmaps as the one before: their
