@@ -58,6 +58,8 @@ class Capture:
         domain_types: (time_ns, type) wherever the domain's type is known to change, in sysfs' words; empty when the
             trace does not say, see `domain_types_in`.
         report: what could not be used.
+        paddrs: the physical byte address that each `MAP` event maps, -1 where its line does not say, in trace order,
+            shape (map events,); None where it was not asked for.
     """
 
     name: str
@@ -74,10 +76,15 @@ class Capture:
     phase_changes: list[PhaseChange]
     domain_types: list[tuple[int, str]]
     report: CaptureReport
+    paddrs: npt.NDArray[np.int64] | None = None
 
 
 def read_capture(
-    path: str | PathLike[str], progress: Progress | None = None, kept_pages: Mapping[str, int] | None = None
+    path: str | PathLike[str],
+    progress: Progress | None = None,
+    kept_pages: Mapping[str, int] | None = None,
+    *,
+    physical: bool = False,
 ) -> Capture:
     """Read a kernel trace.
 
@@ -85,12 +92,13 @@ def read_capture(
         path: the text, plain or gzip'd (told by its content, not its name).
         progress: called now and then with the bytes of the file consumed and their total.
         kept_pages: `KernelCounters.kept_pages`, used only where maps have to be taken from RPCITs.
+        physical: keep the physical addresses too, 8 bytes for each map event: see `emu.capture.attempts`.
 
     Raises:
         CaptureError: it cannot be read, or holds neither a map event nor RPCITs that stand for maps.
     """
     path = Path(path)
-    parser = Parser()
+    parser = Parser(physical=physical)
     with opened(path) as file:
         for block in blocks_of_lines(file, parser.report, progress):
             parser.feed(block)
@@ -118,6 +126,7 @@ def read_capture(
         phase_changes=phase_changes_in(events, parser.marks),
         domain_types=domain_types_in(events, parser.marks),
         report=report,
+        paddrs=parser.paddrs(),
     )
 
 

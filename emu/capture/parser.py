@@ -16,6 +16,7 @@ from emu.capture.scanner import (
     MOST_CPUS,
     MOST_OWNERS,
     OWNER_SLOTS,
+    PHYSICAL_WORD,
     TAGS_OF_A_CPU,
     WORD_SLOTS,
     odd_line_t,
@@ -47,8 +48,8 @@ _PASSED_OVER = re.compile(rb"#|cpus=|version = |CPU [0-9]+ is empty|(?: => |\t\s
 class GrowingArray:
     """An array of records that grows in place: where the system can move pages, growing copies nothing."""
 
-    def __init__(self, dtype: np.dtype[np.void]) -> None:
-        self._rows = np.empty(0, dtype)
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._rows: npt.NDArray[Any] = np.empty(0, dtype)
 
     def reserve(self, rows: int) -> int:
         """Make room for so many rows in all; the address of the first."""
@@ -59,7 +60,7 @@ class GrowingArray:
     def __getitem__(self, row: int) -> Any:
         return self._rows[row]
 
-    def cut(self, rows: int) -> npt.NDArray[np.void]:
+    def cut(self, rows: int) -> npt.NDArray[Any]:
         """Give back what is not used; the array is the caller's from then on."""
         self._resize(rows)
         return self._rows
@@ -79,7 +80,7 @@ class Parser:
         header_cpus: CPUs that the trace's header tells of, 0 if it does not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, physical: bool = False) -> None:
         compile_entries([scan_lines])
         self.report = CaptureReport()
         self.marks: list[str] = []
@@ -91,10 +92,11 @@ class Parser:
         self._events = GrowingArray(event_t)
         self._ring_states = GrowingArray(ring_state_t)
         self._odd_lines = GrowingArray(odd_line_t)
+        self._paddrs = GrowingArray(np.dtype(np.int64)) if physical else None
         self._owners = np.zeros(MOST_OWNERS, np.int64)
         self._tables = {
             "names": _table(KIND_OF),
-            "words": _table(ARGUMENT_OF),
+            "words": _table({word: means for word, means in ARGUMENT_OF.items() if physical or word != PHYSICAL_WORD}),
             "owners": self._owners,
             "owner_slots": np.zeros(OWNER_SLOTS, owner_slot_t),
             "tags": np.zeros(MOST_CPUS * TAGS_OF_A_CPU, tag_t),
@@ -122,6 +124,8 @@ class Parser:
         scan["events"] = self._events.reserve(self._said("event_count") + lines)
         scan["ring_states"] = self._ring_states.reserve(self._said("ring_state_count") + lines)
         scan["odd_lines"] = self._odd_lines.reserve(lines)
+        if self._paddrs:
+            scan["paddrs"] = self._paddrs.reserve(self._said("map_events") + lines)
         scan["odd_line_count"] = 0
         scan_lines(scan.ctypes.data, len(block))
         for row in range(self._said("odd_line_count")):
@@ -150,6 +154,10 @@ class Parser:
     def ring_states(self) -> npt.NDArray[np.void]:
         """What probes in the flush queue said. Nothing may be fed afterwards."""
         return self._ring_states.cut(self._said("ring_state_count"))
+
+    def paddrs(self) -> npt.NDArray[np.int64] | None:
+        """Which memory each `MAP` event maps, if that was asked for. Nothing may be fed afterwards."""
+        return self._paddrs.cut(self._said("map_events")) if self._paddrs else None
 
     def owners(self) -> list[int]:
         """The pointers that events belong to; the first stands for none."""

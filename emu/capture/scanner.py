@@ -123,6 +123,7 @@ _WORDS = (
     ("cnt",),
     ("ret",),
     ("dom", "fq", "fn"),
+    ("paddr",),
 )
 (
     _IOVA,
@@ -141,10 +142,13 @@ _WORDS = (
     _COUNT,
     _RET,
     _OWNER,
+    _PADDR,
 ) = range(len(_WORDS))
 ARGUMENT_OF = {word: argument for argument, words in enumerate(_WORDS) for word in words}
 """What each word before `=` means; an iova's end is printed after ` - `."""
 ARGUMENTS = len(_WORDS)
+PHYSICAL_WORD = "paddr"
+"""Where it is not asked for, the scanner is not told this word, and passes it over like any other."""
 TAGS_OF_A_CPU = 4
 
 word_t = struct(word="i8", means="i8")
@@ -169,6 +173,7 @@ scan_t = struct(
     event_count="i8",
     ring_states="i8",
     ring_state_count="i8",
+    paddrs="i8",
     odd_lines="i8",
     odd_line_count="i8",
     line_count="i8",
@@ -189,8 +194,9 @@ scan_t = struct(
 )
 """A scan: addresses of its tables, what it found so far, and from `cpu` on the stamp of the line in hand.
 
-`level` is how deep in interrupts it happened (0 none, 1 soft, 2 hard, 3 NMI), `word` the hash of the event's name,
-`grouped` counts names with a group before them (`iommu:map`), as only perf prints them.
+`paddrs` is 0 where nobody asks for physical addresses. `level` is how deep in interrupts it happened (0 none, 1 soft,
+2 hard, 3 NMI), `word` the hash of the event's name, `grouped` counts names with a group before them (`iommu:map`), as
+only perf prints them.
 """
 
 _WORD_MASK = (1 << 48) - 1
@@ -513,6 +519,17 @@ def _new_event(scan: Any, kind: int, owner: int, start: int, end: int) -> None:
     scan.highest_cpu = max(scan.highest_cpu, scan.cpu)
 
 
+@inline
+def _said_or_none(scan: Any, argument: int) -> int:
+    return _argument(scan, argument) if _has(scan, argument) else -1
+
+
+@slow
+def _note_paddr(scan: Any) -> None:
+    """Which memory the chunk in hand maps; -1 where its line does not say."""
+    element(int64_t, scan.paddrs, scan.map_events).value = _said_or_none(scan, _PADDR)
+
+
 @jit
 def _take_chunk(scan: Any, kind: int) -> None:
     """A `map` or `unmap`, whose numbers must agree with each other. Until Linux 5.14 its end was not printed."""
@@ -528,6 +545,8 @@ def _take_chunk(scan: Any, kind: int) -> None:
         return
     _new_event(scan, kind, _mapping_owner(scan, start, start + size), start, start + size)
     if kind == MAP:
+        if scan.paddrs:
+            _note_paddr(scan)
         scan.map_events += 1
     else:
         scan.unmap_events += 1
@@ -555,11 +574,6 @@ def _take_sync(scan: Any) -> None:
         _new_event(scan, SYNC, _owner_number(scan), first, last + 1)
     else:
         _new_event(scan, SYNC, _owner_number(scan), 0, 0)
-
-
-@inline
-def _said_or_none(scan: Any, argument: int) -> int:
-    return _argument(scan, argument) if _has(scan, argument) else -1
 
 
 @jit
@@ -638,7 +652,8 @@ def _take_line(scan: Any, begin: int, stop: int) -> None:
 def scan_lines(scan_address: int, length: int) -> int:
     """Take in the lines of `scan.text`, `length` bytes that end with a newline; returns how many lines.
 
-    There must be room for as many more events, ring states and odd lines as there are lines.
+    There must be room for as many more events, ring states and odd lines as there are lines, and where `scan.paddrs` is
+    not 0, physical addresses.
     """
     scan = deref(scan_t, scan_address)
     begin = at = lines = 0

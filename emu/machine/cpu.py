@@ -38,7 +38,16 @@ from emu.native.histogram import record_value
 from emu.native.record import address_of, deref, element
 from emu.native.time import begin_operation, now_ns, now_ticks, relax, spend_until
 from emu.native.wait import wait_on, wake_up
-from emu.workload.program import OP_MAP, OP_MARK, OP_UNMAP, OP_WAIT, op_t
+from emu.workload.program import (
+    OP_FAIL,
+    OP_GIVE_UP,
+    OP_MAP,
+    OP_MARK,
+    OP_SKIP_MAPPED,
+    OP_UNMAP,
+    OP_WAIT,
+    op_t,
+)
 
 _SLOT_SPINS = 200
 _SLEEP_NS = 200_000_000
@@ -156,13 +165,34 @@ def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
     _hand_over(cpu, slot, SLOT_FREE)
 
 
+@inline
+def _slot_holds(cpu: Any, number: int, state: int) -> bool:
+    return (read_once(element(slot_t, cpu.slots, number), "state") & SLOT_STATE) == state
+
+
 @slow
-def _do_other(cpu: Any, op: Any) -> bool:
+def _fail_slot(cpu: Any, number: int) -> bool:
+    slot = element(slot_t, cpu.slots, number)
+    if not _wait_for_slot(cpu, slot, True):
+        return False
+    _hand_over(cpu, slot, SLOT_FAILED)
+    return True
+
+
+@slow
+def _do_other(cpu: Any, op: Any) -> int:
+    """How many operations to go on by, this one included; 0 when the load stops first."""
     if op.code == OP_WAIT:
-        return _wait_until(cpu, now_ns(cpu) + op.arg)
+        return 1 if _wait_until(cpu, now_ns(cpu) + op.arg) else 0
     if op.code == OP_MARK:
         _mark(cpu, op.arg)
-    return True
+    elif op.code == OP_GIVE_UP and _slot_holds(cpu, op.arg, SLOT_FAILED):
+        return 2 if _fail_slot(cpu, op.slot) else 0
+    elif op.code == OP_SKIP_MAPPED and _slot_holds(cpu, op.slot, SLOT_MAPPED):
+        return 1 + op.arg
+    elif op.code == OP_FAIL:
+        return 1 if _fail_slot(cpu, op.slot) else 0
+    return 1
 
 
 @jit
@@ -193,8 +223,11 @@ def run_program(cpu: Any) -> None:
                 break
             _unmap(cpu, domain, slot)
             pairs += 1
-        elif not _do_other(cpu, op):
-            break
+        else:
+            steps = _do_other(cpu, op)
+            if not steps:
+                break
+            i += steps - 1
         i += 1
     cpu.ops_done = i
     cpu.pairs_done = pairs

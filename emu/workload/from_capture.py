@@ -30,11 +30,11 @@ from emu.workload.program import (
     queue_flush_t,
 )
 
-_Steps = npt.NDArray[np.void]
+Steps = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
-_Times = npt.NDArray[np.int64]
+Times = npt.NDArray[np.int64]
 
-_step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("keeps", "?"), ("order", "i8"), ("mapping", "i8")], align=True)
+step_t = np.dtype([("op", op_t), ("cpu", "i4"), ("keeps", "?"), ("order", "i8"), ("mapping", "i8")], align=True)
 """An operation, its CPU and its place among all: 2 * its time + 1, or 2 * an event's time for what happens just before
 that event. `mapping` is the index of what it maps or unmaps, -1 for marks; an unmap that `keeps` its slot takes so long
 that nobody should wait for it."""
@@ -61,30 +61,47 @@ def capture_workload(capture: Capture, cpus: int | None = None, *, as_probed: bo
     cpus = capture.cpus if cpus is None else cpus
     if cpus < 1:
         raise ValueError(f"cpus must be positive, not {cpus}")
+    steps = steps_of(capture, cpus, as_probed=as_probed)
+    steps = steps[np.argsort(steps["order"], kind="stable")]
+    return workload_of(capture, steps, hand_out_slots(steps), cpus)
+
+
+def steps_of(capture: Capture, cpus: int, *, as_probed: bool = False) -> Steps:
+    """What a capture's CPUs did, as operations without slots, in no order; shape (n,), dtype `step_t`.
+
+    Raises:
+        CaptureError: a mapping is larger than an operation can hold.
+    """
     max_pages = int(capture.mappings["pages"].max())
     if max_pages > np.iinfo(np.int32).max:
         raise CaptureError(f"{capture.path} has a mapping of {max_pages} pages; leave it out, no replay can hold it")
-    phases = list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
     probed = queue_times(capture) if as_probed else None
-    times = _times(capture, probed)
-    marks = _mark_steps(capture, times, phases, cpus)
+    times = event_times(capture, probed)
+    marks = _mark_steps(capture, times, cpus)
     unmaps = _unmap_steps(capture, times)
     if probed:
         flushed = probed.calls["event"][probed.calls["full"]]
         unmaps["keeps"] = np.isin(capture.mappings["unmap_event"][unmaps["mapping"]], flushed)
     steps = np.concatenate([marks, _map_steps(capture, times), unmaps])
     steps["cpu"] %= cpus
-    steps = steps[np.argsort(steps["order"], kind="stable")]
-    slots = _hand_out_slots(steps)
+    return steps
+
+
+def workload_of(capture: Capture, steps: Steps, slots: int, cpus: int) -> Workload:
+    """The load that does the steps of a capture, which are in the order of the trace and have their slots."""
     return Workload(
         name=capture.name,
         programs=[_program(steps[steps["cpu"] == cpu]) for cpu in range(cpus)],
         slots=slots,
         segments=_segments(capture),
-        phases=phases,
-        max_pages=max_pages,
+        phases=_phases(capture),
+        max_pages=int(steps["op"]["pages"].max()),
         notes=_notes(capture, cpus),
     )
+
+
+def _phases(capture: Capture) -> list[str]:
+    return list(dict.fromkeys(["(before)", *(change.name for change in capture.phase_changes)]))
 
 
 def recorded_times(capture: Capture) -> RecordedTimes:
@@ -125,7 +142,7 @@ def _in_order(rows: npt.NDArray[np.void], field: str) -> npt.NDArray[np.void]:
     return rows[np.argsort(rows[field], kind="stable")]
 
 
-def _program(steps: _Steps) -> Program:
+def _program(steps: Steps) -> Program:
     ops = np.ascontiguousarray(steps["op"])
     return Program(ops=ops, loop_start=len(ops))
 
@@ -135,9 +152,9 @@ def _notes(capture: Capture, cpus: int) -> list[str]:
     return capture.report.sentences() + folded
 
 
-def _steps_at(capture: Capture, times: _Times, code: int, events: _Indices) -> _Steps:
+def steps_at(capture: Capture, times: Times, code: int, events: _Indices) -> Steps:
     """Steps that happen where and when some events did."""
-    steps = np.zeros(len(events), _step_t)
+    steps = np.zeros(len(events), step_t)
     steps["op"]["code"] = code
     steps["op"]["at_ns"] = times[events]
     steps["cpu"] = capture.events["cpu"][events]
@@ -145,7 +162,7 @@ def _steps_at(capture: Capture, times: _Times, code: int, events: _Indices) -> _
     return steps
 
 
-def _times(capture: Capture, probed: QueueTimes | None) -> _Times:
+def event_times(capture: Capture, probed: QueueTimes | None = None) -> Times:
     """When each event happened, in ns since the first: no two at once, so that they have an order, the trace's.
 
     Unmaps that were placed by probes may have happened before events above them, but not before their map.
@@ -159,11 +176,12 @@ def _times(capture: Capture, probed: QueueTimes | None) -> _Times:
     return times
 
 
-def _mark_steps(capture: Capture, times: _Times, phases: list[str], cpus: int) -> _Steps:
+def _mark_steps(capture: Capture, times: Times, cpus: int) -> Steps:
     """Every phase change on every CPU; the first phase begins before everything."""
+    phases = _phases(capture)
     changes = [change.event for change in capture.phase_changes]
     numbers = [phases.index(change.name) for change in capture.phase_changes]
-    steps = _steps_at(capture, times, OP_MARK, np.array([0, *changes], np.int64))
+    steps = steps_at(capture, times, OP_MARK, np.array([0, *changes], np.int64))
     steps["op"]["arg"] = [0, *numbers]
     steps["order"][0] = -1
     steps["mapping"] = -1
@@ -172,9 +190,9 @@ def _mark_steps(capture: Capture, times: _Times, phases: list[str], cpus: int) -
     return everywhere
 
 
-def _map_steps(capture: Capture, times: _Times) -> _Steps:
+def _map_steps(capture: Capture, times: Times) -> Steps:
     mappings = capture.mappings
-    steps = _steps_at(capture, times, OP_MAP, mappings["map_event"])
+    steps = steps_at(capture, times, OP_MAP, mappings["map_event"])
     steps["op"]["pages"] = mappings["pages"]
     steps["op"]["nents"] = mappings["nents"]
     in_segments = np.where(mappings["nents"] > 1, mappings["nents"], 0)
@@ -183,11 +201,11 @@ def _map_steps(capture: Capture, times: _Times) -> _Steps:
     return steps
 
 
-def _unmap_steps(capture: Capture, times: _Times) -> _Steps:
+def _unmap_steps(capture: Capture, times: Times) -> Steps:
     unmapped = np.flatnonzero(capture.mappings["unmap_event"] >= 0)
     supplied = capture.mappings["supplied"][unmapped]
     events = np.where(supplied, _supplied_before(capture)[unmapped], capture.mappings["unmap_event"][unmapped])
-    steps = _steps_at(capture, times, OP_UNMAP, events)
+    steps = steps_at(capture, times, OP_UNMAP, events)
     steps["order"] -= supplied
     steps["mapping"] = unmapped
     return steps
@@ -212,7 +230,7 @@ def _segments(capture: Capture) -> npt.NDArray[np.int32]:
     return np.asarray(pages, np.int32)
 
 
-def _hand_out_slots(steps: _Steps) -> int:
+def hand_out_slots(steps: Steps) -> int:
     """Give every mapping a slot, in trace order; the number of slots needed.
 
     A slot is used again only by a mapping that the same CPU maps and the same CPU unmaps as the one before: their

@@ -6,6 +6,10 @@ An unmap waits until its slot is mapped and a map waits until its slot is free. 
 deadlock when their dependencies point backwards in some common order (a capture's trace order, a queue's submission
 order) and each slot is always mapped by one CPU and always unmapped by one: a third CPU that ran ahead could take
 another's turn.
+
+Maps of which all or none are wanted are several operations too: before each but the first an `OP_GIVE_UP` that knows
+the slot before; after the last an `OP_SKIP_MAPPED` over what takes the others back, an `OP_UNMAP` and an `OP_FAIL` of
+each slot.
 """
 
 from __future__ import annotations
@@ -24,6 +28,12 @@ OP_WAIT = 3
 """Hold still for `arg` ns."""
 OP_MARK = 4
 """Enter phase `arg`, an index into `Workload.phases`: the CPU notes its counters."""
+OP_GIVE_UP = 5
+"""If the map into slot `arg` failed, leave `slot` as `OP_FAIL` does, and leave out the next operation, which maps."""
+OP_SKIP_MAPPED = 6
+"""Leave out the next `arg` operations if `slot` is mapped."""
+OP_FAIL = 7
+"""Leave `slot`, once it is free, as a map that fails leaves it: an unmap takes it for done and does nothing."""
 
 op_t = np.dtype(
     [("code", "i4"), ("nents", "i4"), ("slot", "i4"), ("pages", "i4"), ("arg", "i8"), ("at_ns", "i8")], align=True
