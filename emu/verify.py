@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from emu.addresses.compare import KINDS as COMPARED_KINDS
+from emu.addresses.compare import AddressComparison, compare_addresses
 from emu.analysis.kernel_comparison import compare
 from emu.analysis.verification import GLOBAL, Flushes, Verification, match_firings, settle_edges
 from emu.capture.counted import counted_from_trace
@@ -45,7 +48,11 @@ class Runner(Protocol):
 
 
 def verify_capture(
-    capture: Capture, kernel: KernelCounters | None, config: Config, run: Runner
+    capture: Capture,
+    kernel: KernelCounters | None,
+    config: Config,
+    run: Runner,
+    on_addresses: Callable[[float], None] | None = None,
 ) -> tuple[Verification, Outcome]:
     """Replay a capture at its recorded times and compare.
 
@@ -58,6 +65,7 @@ def verify_capture(
         kernel: its description, or None.
         config: the machine; its first domain type is the one that is run.
         run: runs it.
+        on_addresses: told the part of the addresses compared, 0 to 1; that comes after the run.
     """
     domain = config.domain.types[0]
     flushes = flushes_in(capture.events)
@@ -66,7 +74,10 @@ def verify_capture(
     workload.recorded = recorded_times(capture)
     collector = EventCollector()
     outcome = run(config, domain, workload, collect_in=collector)
-    return _compare(capture, kernel, config, outcome, collector.events(), flushes), outcome
+    found = _compare(capture, kernel, config, outcome, collector.events(), flushes)
+    if domain in COMPARED_KINDS and not (outcome.interrupted or outcome.died):
+        _add_addresses(found, capture, domain, _NS // config.machine.hz, on_addresses)
+    return found, outcome
 
 
 def _default_timeout_ms(domain: DomainType, timeline: list[Action]) -> float:
@@ -162,6 +173,21 @@ def _compare(
         flushes=_flushes(capture, events, flushes, to_trace_ns, run),
         notes=notes,
     )
+
+
+def _add_addresses(
+    found: Verification,
+    capture: Capture,
+    domain: DomainType,
+    tick_ns: int,
+    on_progress: Callable[[float], None] | None,
+) -> None:
+    """Put the addresses in; those of the run itself are not the kernel's, as its CPUs' order within a µs is not."""
+    compared = compare_addresses(capture, domain, tick_ns, on_progress=on_progress)
+    if isinstance(compared, AddressComparison):
+        found.iova = compared.as_dict()
+    else:
+        found.notes.append(compared)
 
 
 def _note_flushes_by_phase(

@@ -90,7 +90,8 @@ class Verification:
         comparison: counters, in all and by phase.
         moved: domain-wide flushes that count on the other side of a phase's edge.
         flushes: see there.
-        iova: {"maps", "identical", …} and the classes of all others; None where addresses were not looked at.
+        iova: {"maps", "identical", …}, the classes of all others and the phases, see emu.addresses.compare; None where
+            addresses were not compared. They do not decide whether all agrees.
         attempts: allocations that failed, where the capture tells of such.
         notes: sentences for the user.
     """

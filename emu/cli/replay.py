@@ -125,7 +125,13 @@ def _verify(capture: Capture, kernel: KernelCounters | None, config: Config, out
     with Session("replay", config, output, "verify") as session:
         session.more["capture"] = _described(capture)
         with session.working():
-            found, _ = verify_capture(capture, kernel, config, partial(session.run_domain, real_time=True))
+            found, _ = verify_capture(
+                capture,
+                kernel,
+                config,
+                partial(session.run_domain, real_time=True),
+                on_addresses=partial(session.advance, "addresses"),
+            )
         if found and session.is_whole:
             session.more["verification"] = found.as_dict()
             session.disagrees = not found.agrees

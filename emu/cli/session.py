@@ -129,6 +129,10 @@ class Session:
             self._folder.log("error", message=self._error)
         self.write_summary()
 
+    def advance(self, label: str, fraction: float) -> None:
+        """Show how far something is, 0 to 1, that is no run."""
+        self._bars.ran(label, fraction)
+
     def write_summary(self) -> None:
         """Bring summary.json up to date."""
         self._folder.write("summary.json", as_json(self._summary()))

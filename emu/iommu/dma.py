@@ -28,8 +28,8 @@ DMA_MAPPING_ERROR = 0
 
 
 @inline
-def _iommu_dma_alloc_iova(cpu: Any, domain: Any, pages: int) -> int:
-    # 32-bit addresses first, until there are none left.
+def iommu_dma_alloc_iova(cpu: Any, domain: Any, pages: int) -> int:
+    """Allocate what the device can reach, 32-bit addresses first until there are none left. Returns the pfn, or 0."""
     if domain.dma_limit_pfn >= DMA_32BIT_PFN and domain.pci_32bit_workaround:
         pfn = alloc_iova_fast(cpu, domain.cookie.iovad, pages, DMA_32BIT_PFN - 1, False)
         if pfn:
@@ -40,7 +40,7 @@ def _iommu_dma_alloc_iova(cpu: Any, domain: Any, pages: int) -> int:
 
 @jit
 def _iommu_dma_map(cpu: Any, domain: Any, phys_pfn: int, pages: int, segments: int, nents: int) -> int:
-    pfn = _iommu_dma_alloc_iova(cpu, domain, pages)
+    pfn = iommu_dma_alloc_iova(cpu, domain, pages)
     if pfn == 0:
         return DMA_MAPPING_ERROR
     if not iommu_map_sg(cpu, domain.s390, pfn, phys_pfn, pages, segments, nents):

@@ -150,11 +150,12 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     cpu.ctrs.flushes_timeout += 1
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
     fq_flush_iotlb(cpu, cookie)
-    _free_rings(cpu, cookie)
+    fq_free_rings(cpu, cookie)
 
 
 @slow
-def _free_rings(cpu: Any, cookie: Any) -> None:
+def fq_free_rings(cpu: Any, cookie: Any) -> None:
+    """What a timer does after its flush: free what that covers, ring after ring."""
     if cookie.qt == SINGLE_QUEUE:
         fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
     else:
@@ -173,7 +174,7 @@ def fq_free_unreachable(cpu: Any, cookie: Any) -> None:
     fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
     write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
     fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
-    _free_rings(cpu, cookie)
+    fq_free_rings(cpu, cookie)
 
 
 @slow

@@ -79,8 +79,8 @@ def init_iova_domain(iovad: Any, start_pfn: int) -> None:
         rcache.iovad = pointer_to(iovad)
         for i in range(iovad.num_online_cpus):
             cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, i)
-            cpu_rcache.loaded = _magazine_from_pool(iovad)
-            cpu_rcache.prev = _magazine_from_pool(iovad)
+            cpu_rcache.loaded = magazine_from_pool(iovad)
+            cpu_rcache.prev = magazine_from_pool(iovad)
 
 
 # --- the tree -------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def _cached_rbnode_delete_update(iovad: Any, address: int) -> None:
 
 
 @jit
-def _lowest_at_or_above(iovad: Any, pfn: int) -> int:
+def lowest_at_or_above(iovad: Any, pfn: int) -> int:
     """Address of the lowest range that starts at `pfn` or above; there always is one, the anchor."""
     found = pointer_to(iovad.anchor)
     address = iovad.rbroot.node
@@ -131,7 +131,7 @@ def _lowest_at_or_above(iovad: Any, pfn: int) -> int:
 def _iova_find_limit(iovad: Any, limit_pfn: int) -> int:
     if limit_pfn > DMA_32BIT_PFN:
         return pointer_to(iovad.anchor)
-    return _lowest_at_or_above(iovad, limit_pfn)
+    return lowest_at_or_above(iovad, limit_pfn)
 
 
 @inline
@@ -165,11 +165,12 @@ def _alloc_and_insert_iova_range_locked(iovad: Any, size: int, limit_pfn: int) -
         high_pfn = limit_pfn
         low_pfn = retry_pfn + 1
         curr = _iova_find_limit(iovad, limit_pfn)
-    return new_pfn if _insert_iova_locked(iovad, new_pfn, size, prev) else 0
+    return new_pfn if insert_iova_locked(iovad, new_pfn, size, prev) else 0
 
 
 @slow
-def _insert_iova_locked(iovad: Any, pfn: int, size: int, successor: int) -> bool:
+def insert_iova_locked(iovad: Any, pfn: int, size: int, successor: int) -> bool:
+    """Allocate just this range, below `successor`; False when there is no memory for another."""
     address = iovad.free_nodes
     if address == 0:
         return False
@@ -198,14 +199,15 @@ def reserve_iova(cpu: Any, iovad: Any, pfn_lo: int, pfn_hi: int) -> bool:
     """Take a range out of use before anything is allocated; ranges reserved must not overlap."""
     spin_lock(cpu, iovad.iova_rbtree_lock)
     cached, cached32 = iovad.cached_node, iovad.cached32_node
-    done = _insert_iova_locked(iovad, pfn_lo, pfn_hi - pfn_lo + 1, _lowest_at_or_above(iovad, pfn_lo))
+    done = insert_iova_locked(iovad, pfn_lo, pfn_hi - pfn_lo + 1, lowest_at_or_above(iovad, pfn_lo))
     iovad.cached_node, iovad.cached32_node = cached, cached32
     spin_unlock(cpu, iovad.iova_rbtree_lock)
     return done
 
 
 @inline
-def _private_find_iova(iovad: Any, pfn: int) -> int:
+def private_find_iova(iovad: Any, pfn: int) -> int:
+    """Address of the range that holds `pfn`, or 0."""
     address = iovad.rbroot.node
     while address:
         iova = deref(iova_t, address)
@@ -219,9 +221,10 @@ def _private_find_iova(iovad: Any, pfn: int) -> int:
 
 
 @slow
-def _free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
+def free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
+    """Give the range that holds `pfn` back to the tree."""
     charge(cpu, COST_TREE, 1)
-    address = _private_find_iova(iovad, pfn)
+    address = private_find_iova(iovad, pfn)
     if address == 0:
         cpu.ctrs.lost_iovas += 1
         return
@@ -236,7 +239,7 @@ def _free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
 def free_iova(cpu: Any, iovad: Any, pfn: int) -> None:
     """Give the range that holds `pfn` back to the tree."""
     spin_lock(cpu, iovad.iova_rbtree_lock)
-    _free_iova_locked(cpu, iovad, pfn)
+    free_iova_locked(cpu, iovad, pfn)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
 
 
@@ -244,12 +247,14 @@ def free_iova(cpu: Any, iovad: Any, pfn: int) -> None:
 
 
 @inline
-def _order_base_2(size: int) -> int:
+def order_base_2(size: int) -> int:
+    """log2 of a size in pages, rounded up."""
     return ilog2(size - 1) + 1 if size > 1 else 0
 
 
 @inline
-def _magazine_from_pool(iovad: Any) -> int:
+def magazine_from_pool(iovad: Any) -> int:
+    """Address of an empty magazine, or 0 when there is no memory for one."""
     address = iovad.free_magazines
     if address:
         iovad.free_magazines = deref(iova_magazine, address).next
@@ -260,13 +265,14 @@ def _magazine_from_pool(iovad: Any) -> int:
 @slow
 def _magazine_alloc(cpu: Any, iovad: Any) -> int:
     spin_lock(cpu, iovad.magazine_lock)
-    address = _magazine_from_pool(iovad)
+    address = magazine_from_pool(iovad)
     spin_unlock(cpu, iovad.magazine_lock)
     return address
 
 
 @slow
-def _magazine_free(cpu: Any, iovad: Any, address: int) -> None:
+def magazine_free(cpu: Any, iovad: Any, address: int) -> None:
+    """Give a magazine back to the pool."""
     spin_lock(cpu, iovad.magazine_lock)
     deref(iova_magazine, address).next = iovad.free_magazines
     iovad.free_magazines = address
@@ -274,12 +280,13 @@ def _magazine_free(cpu: Any, iovad: Any, address: int) -> None:
 
 
 @slow
-def _magazine_free_pfns(cpu: Any, iovad: Any, address: int) -> None:
+def magazine_free_pfns(cpu: Any, iovad: Any, address: int) -> None:
+    """Give all that is in a magazine back to the tree."""
     magazine = deref(iova_magazine, address)
     pfns = address_of(magazine, "pfns")
     spin_lock(cpu, iovad.iova_rbtree_lock)
     for i in range(magazine.count):
-        _free_iova_locked(cpu, iovad, element(int64_t, pfns, i).value)
+        free_iova_locked(cpu, iovad, element(int64_t, pfns, i).value)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
     magazine.count = 0
 
@@ -301,21 +308,24 @@ def _magazine_pop(address: int, limit_pfn: int) -> int:
 
 
 @inline
-def _magazine_push(address: int, pfn: int) -> None:
+def magazine_push(address: int, pfn: int) -> None:
+    """Put a pfn on top; there is room."""
     magazine = deref(iova_magazine, address)
     element(int64_t, address_of(magazine, "pfns"), magazine.count).value = pfn
     magazine.count += 1
 
 
 @inline
-def _iova_depot_push(rcache: Any, address: int) -> None:
+def iova_depot_push(rcache: Any, address: int) -> None:
+    """Put a full magazine on top of the depot."""
     deref(iova_magazine, address).next = rcache.depot
     rcache.depot = address
     rcache.depot_size += 1
 
 
 @inline
-def _iova_depot_pop(rcache: Any) -> int:
+def iova_depot_pop(rcache: Any) -> int:
+    """Take the depot's top magazine; there is one."""
     address = rcache.depot
     rcache.depot = deref(iova_magazine, address).next
     deref(iova_magazine, address).count = IOVA_MAG_SIZE
@@ -330,11 +340,11 @@ def iova_depot_work_func(cpu: Any, rcache: Any) -> None:
     magazine = 0
     spin_lock(cpu, rcache.lock)
     if rcache.depot_size > iovad.num_online_cpus:
-        magazine = _iova_depot_pop(rcache)
+        magazine = iova_depot_pop(rcache)
     spin_unlock(cpu, rcache.lock)
     if magazine:
-        _magazine_free_pfns(cpu, iovad, magazine)
-        _magazine_free(cpu, iovad, magazine)
+        magazine_free_pfns(cpu, iovad, magazine)
+        magazine_free(cpu, iovad, magazine)
         add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
 
 
@@ -345,7 +355,7 @@ def _swap_in_empty_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) 
     if new_magazine == 0:
         return False
     spin_lock(cpu, rcache.lock)
-    _iova_depot_push(rcache, cpu_rcache.loaded)
+    iova_depot_push(rcache, cpu_rcache.loaded)
     spin_unlock(cpu, rcache.lock)
     add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
     cpu_rcache.loaded = new_magazine
@@ -359,11 +369,11 @@ def _swap_in_depot_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) 
     spin_lock(cpu, rcache.lock)
     if rcache.depot:
         empty = cpu_rcache.loaded
-        cpu_rcache.loaded = _iova_depot_pop(rcache)
+        cpu_rcache.loaded = iova_depot_pop(rcache)
     spin_unlock(cpu, rcache.lock)
     if empty == 0:
         return False
-    _magazine_free(cpu, iovad, empty)
+    magazine_free(cpu, iovad, empty)
     return True
 
 
@@ -376,7 +386,7 @@ def _swap_magazines(cpu_rcache: Any) -> None:
 
 @inline
 def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
-    order = _order_base_2(size)
+    order = order_base_2(size)
     if order >= IOVA_RANGE_CACHE_MAX_SIZE:
         return False
     rcache = element(iova_rcache, iovad.rcaches, order)
@@ -389,14 +399,14 @@ def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
         else:
             can_insert = _swap_in_empty_magazine(cpu, iovad, rcache, cpu_rcache)
     if can_insert:
-        _magazine_push(cpu_rcache.loaded, pfn)
+        magazine_push(cpu_rcache.loaded, pfn)
     spin_unlock(cpu, cpu_rcache.lock)
     return can_insert
 
 
 @inline
 def _iova_rcache_get(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
-    order = _order_base_2(size)
+    order = order_base_2(size)
     if order >= IOVA_RANGE_CACHE_MAX_SIZE:
         return 0
     rcache = element(iova_rcache, iovad.rcaches, order)
@@ -421,8 +431,8 @@ def _free_cpu_cached_iovas(cpu: Any, iovad: Any, of: int) -> None:
         rcache = element(iova_rcache, iovad.rcaches, order)
         cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, of)
         spin_lock(cpu, cpu_rcache.lock)
-        _magazine_free_pfns(cpu, iovad, cpu_rcache.loaded)
-        _magazine_free_pfns(cpu, iovad, cpu_rcache.prev)
+        magazine_free_pfns(cpu, iovad, cpu_rcache.loaded)
+        magazine_free_pfns(cpu, iovad, cpu_rcache.prev)
         spin_unlock(cpu, cpu_rcache.lock)
 
 
@@ -432,9 +442,9 @@ def _free_global_cached_iovas(cpu: Any, iovad: Any) -> None:
         rcache = element(iova_rcache, iovad.rcaches, order)
         spin_lock(cpu, rcache.lock)
         while rcache.depot:
-            magazine = _iova_depot_pop(rcache)
-            _magazine_free_pfns(cpu, iovad, magazine)
-            _magazine_free(cpu, iovad, magazine)
+            magazine = iova_depot_pop(rcache)
+            magazine_free_pfns(cpu, iovad, magazine)
+            magazine_free(cpu, iovad, magazine)
         spin_unlock(cpu, rcache.lock)
 
 
@@ -463,8 +473,8 @@ def put_iova_domain(cpu: Any, iovad: Any) -> None:
         rcache.work.state = TIMER_IDLE
         for i in range(iovad.num_online_cpus):
             cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, i)
-            _magazine_free(cpu, iovad, cpu_rcache.loaded)
-            _magazine_free(cpu, iovad, cpu_rcache.prev)
+            magazine_free(cpu, iovad, cpu_rcache.loaded)
+            magazine_free(cpu, iovad, cpu_rcache.prev)
 
 
 @jit
@@ -477,7 +487,7 @@ def alloc_iova_fast(cpu: Any, iovad: Any, size: int, limit_pfn: int, flush_rcach
     # What is freed into the caches must fit whatever is taken out: round up anything cacheable.
     rounded = size
     if size < 1 << (IOVA_RANGE_CACHE_MAX_SIZE - 1):
-        rounded = 1 << _order_base_2(size)
+        rounded = 1 << order_base_2(size)
     pfn = _iova_rcache_get(cpu, iovad, rounded, limit_pfn + 1)
     if pfn == 0:
         pfn = alloc_iova(cpu, iovad, rounded, limit_pfn)
@@ -485,7 +495,7 @@ def alloc_iova_fast(cpu: Any, iovad: Any, size: int, limit_pfn: int, flush_rcach
             free_all_cached_iovas(cpu, iovad)
             pfn = alloc_iova(cpu, iovad, rounded, limit_pfn)
     if pfn and iovad.allocated:
-        _check_handed_out(cpu, iovad, pfn, size)
+        check_handed_out(cpu, iovad, pfn, size)
     return pfn
 
 
@@ -493,21 +503,23 @@ def alloc_iova_fast(cpu: Any, iovad: Any, size: int, limit_pfn: int, flush_rcach
 def free_iova_fast(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
     """Give back what alloc_iova_fast returned, with the size that was asked for."""
     if iovad.allocated:
-        _check_given_back(cpu, iovad, pfn, size)
+        check_given_back(cpu, iovad, pfn, size)
     if _iova_rcache_insert(cpu, iovad, pfn, size):
         return
     free_iova(cpu, iovad, pfn)
 
 
 @slow
-def _check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+def check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+    """Note that a range is in use; every page that already is counts as a violation."""
     for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
         if test_and_set_bit(iovad.allocated, page):
             cpu.ctrs.violations += 1
 
 
 @slow
-def _check_given_back(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+def check_given_back(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
+    """Note that a range is free; every page that already is counts as a violation."""
     for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
         if not test_and_clear_bit(iovad.allocated, page):
             cpu.ctrs.violations += 1

@@ -28,7 +28,7 @@ from emu.native.llvm import SWITCHES_BY_ASSEMBLY
 from emu.native.whole_program import whole_program
 
 PACKAGE = Path(__file__).resolve().parent.parent
-COMPILED_FOLDERS = ("native", "capture", "iommu", "hypervisor", "machine", "workload")
+COMPILED_FOLDERS = ("native", "capture", "iommu", "hypervisor", "machine", "workload", "addresses")
 KEPT_CACHES = 6
 _ENTRY_WEIGHT = 15
 

@@ -61,7 +61,7 @@ class ProgressBars:
         self._advance("compiling, once", done / known if known else 1.0)
 
     def ran(self, domain: str, fraction: float) -> None:
-        """Part of a domain's run that has passed, 0 to 1."""
+        """Part of a domain's run, or of whatever the label names, that has passed, 0 to 1."""
         self._advance(domain, fraction)
 
     def _advance(self, label: str, fraction: float) -> None:

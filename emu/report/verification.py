@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -94,7 +95,24 @@ def _addresses(found: Verification) -> Iterator[str]:
     if iova is None:
         return
     share = 100 * iova["identical"] / iova["maps"] if iova["maps"] else 100.0
-    yield f"Addresses: {iova['identical']} of {iova['maps']} maps got the kernel's ({share:.2f} %)."
-    for name, count in iova.get("others", {}).items():
-        if count:
-            yield f"  {count} not: {name}."
+    yield (
+        f"Addresses in the trace's order: {iova['identical']} of {iova['maps']} maps got the kernel's ({share:.2f} %), "
+        f"the first {iova['identical_from_the_start']} before anything was put right."
+    )
+    if not iova["others"]:
+        return
+    if not iova["identical_from_the_start"]:
+        yield "Not even the first: the trace seems to begin while the domain was in use, or another allocator was."
+    yield (
+        f"Of the others {iova['verified']} get it with one event moved, for {iova['inferred']} the log allows that, "
+        f"{iova['unexplained']} are unexplained:"
+    )
+    for name, count in iova["others"].items():
+        yield f"  {count:>7} {name}"
+    yield "By phase: " + ", ".join(f"{phase['name']} {_share(phase)}" for phase in iova["phases"]) + "."
+
+
+def _share(phase: dict[str, Any]) -> str:
+    if phase["identical"] == phase["maps"]:
+        return f"all {phase['maps']}"
+    return f"{phase['identical']} of {phase['maps']}"

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "hypervisor": {"hypervisor", "native", "iommu.io_pgtable"},
     "workload": {"workload", "capture", "config"},
     "machine": {"machine", "hypervisor", "iommu", "native", "workload", "config"},
+    "addresses": {"addresses", "machine", "iommu", "native", "workload", "capture", "config"},
     "analysis": {"analysis", "machine", "iommu", "native", "workload", "capture", "config"},
     "report": {"report", "analysis", "capture"},
     "cli": {"cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"},
