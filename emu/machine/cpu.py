@@ -227,7 +227,8 @@ def run_program(cpu: Any) -> None:
             steps = _do_other(cpu, op)
             if not steps:
                 break
-            i += steps - 1
+            i += steps
+            continue
         i += 1
     cpu.ops_done = i
     cpu.pairs_done = pairs
