@@ -8,10 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from emu.addresses.aperture import aperture_of
 from emu.addresses.compare import KINDS as COMPARED_KINDS
 from emu.addresses.compare import AddressComparison, compare_addresses
+from emu.analysis.attempts import compare_attempts, median_of
 from emu.analysis.kernel_comparison import compare
 from emu.analysis.verification import GLOBAL, Flushes, Verification, match_firings, settle_edges
+from emu.capture.attempts import find_attempts
 from emu.capture.counted import counted_from_trace
 from emu.capture.counters import KernelCounters
 from emu.capture.events import FQ_INIT_END
@@ -31,6 +34,7 @@ from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS
 from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN
 from emu.machine.event_writer import EventCollector
 from emu.native.virtual import PS, START_PS
+from emu.workload.from_attempts import attempts_workload, possible_times
 from emu.workload.from_capture import capture_workload, recorded_times
 from emu.workload.program import Workload
 
@@ -53,6 +57,7 @@ def verify_capture(
     config: Config,
     run: Runner,
     on_addresses: Callable[[float], None] | None = None,
+    run_again: Runner | None = None,
 ) -> tuple[Verification, Outcome]:
     """Replay a capture at its recorded times and compare.
 
@@ -66,6 +71,7 @@ def verify_capture(
         config: the machine; its first domain type is the one that is run.
         run: runs it.
         on_addresses: told the part of the addresses compared, 0 to 1; that comes after the run.
+        run_again: runs what further runs there are to be; None for the same.
     """
     domain = config.domain.types[0]
     flushes = flushes_in(capture.events)
@@ -77,6 +83,7 @@ def verify_capture(
     found = _compare(capture, kernel, config, outcome, collector.events(), flushes)
     if domain in COMPARED_KINDS and not (outcome.interrupted or outcome.died):
         _add_addresses(found, capture, domain, _NS // config.machine.hz, on_addresses)
+        _add_attempts(found, capture, domain, config, run_again or run)
     return found, outcome
 
 
@@ -188,6 +195,30 @@ def _add_addresses(
         found.iova = compared.as_dict()
     else:
         found.notes.append(compared)
+
+
+def _add_attempts(found: Verification, capture: Capture, domain: DomainType, config: Config, run: Runner) -> None:
+    """Where the kernel ran out of addresses: try what it tried again, in a space as small, and see what fails."""
+    attempts = find_attempts(capture) if capture.paddrs is not None else None
+    aperture = aperture_of(capture)
+    if attempts is None or not attempts.failed or aperture is None:
+        return
+    if attempts.unclaimed_roll_backs:
+        found.notes.append(
+            f"{attempts.unclaimed_roll_backs} unmaps in process context belong to no request of a known pattern, so "
+            "failed allocations were not tried again."
+        )
+        return
+    space = {"aperture_start": aperture.start, "aperture_mb": aperture.mib, "reserved": list(aperture.reserved)}
+    config = config.model_copy(update={"domain": config.domain.model_copy(update=space)})
+    workload = attempts_workload(capture, attempts)
+    compared = []
+    for workload.recorded in possible_times(recorded_times(capture)):
+        collector = EventCollector()
+        if run(config, domain, workload, collect_in=collector).interrupted:
+            return
+        compared.append(compare_attempts(capture, attempts, collector.events()))
+    found.attempts = {**median_of(compared), "replays": len(compared)}
 
 
 def _note_flushes_by_phase(

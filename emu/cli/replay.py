@@ -79,7 +79,8 @@ def replay(
         _configured(typed, kernel, capture_file)
         with ProgressBars(quiet=output.quiet) as bars:
             compile_entries(ENTRIES, bars.compiled)
-            capture = read_capture(capture_file, bars.read, kernel.kept_pages if kernel else None)
+            kept_pages = kernel.kept_pages if kernel else None
+            capture = read_capture(capture_file, bars.read, kept_pages, physical=verify)
         typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
         config = _configured(typed, kernel, capture_file)
         if verify:
@@ -131,6 +132,7 @@ def _verify(capture: Capture, kernel: KernelCounters | None, config: Config, out
                 config,
                 partial(session.run_domain, real_time=True),
                 on_addresses=partial(session.advance, "addresses"),
+                run_again=partial(session.run_quietly, "attempts"),
             )
         if found and session.is_whole:
             session.more["verification"] = found.as_dict()

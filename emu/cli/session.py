@@ -129,6 +129,18 @@ class Session:
             self._folder.log("error", message=self._error)
         self.write_summary()
 
+    def run_quietly(self, label: str, *arguments: Any, **options: Any) -> Outcome:
+        """Run a machine whose result is only a part of another's; arguments as emu.experiment.run_machine."""
+        outcome = run_machine(
+            *arguments,
+            **options,
+            real_time=True,
+            on_compile=self._bars.compiled,
+            on_progress=lambda fraction: self._bars.ran(label, fraction),
+        )
+        self._interrupted = self._interrupted or outcome.interrupted
+        return outcome
+
     def advance(self, label: str, fraction: float) -> None:
         """Show how far something is, 0 to 1, that is no run."""
         self._bars.ran(label, fraction)

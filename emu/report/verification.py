@@ -87,7 +87,20 @@ def _sentences(found: Verification) -> Iterator[str]:
         )
     if found.moved:
         yield f"{found.moved} flushes happened within 20 ms of a phase's edge and count on its other side."
+    yield from _attempts(found)
     yield from _addresses(found)
+
+
+def _attempts(found: Verification) -> Iterator[str]:
+    if not (tried := found.attempts):
+        return
+    failures, roll_backs, first = tried["failures"], tried["roll_backs"], tried["first_failure_s"]
+    yield (
+        f"Failed allocations, median of {tried['replays']} replays at the recorded size of the address space: "
+        f"{failures['emu']} here ({failures['least']} to {failures['most']}), {failures['kernel']} in the kernel; "
+        f"taken back by them: {roll_backs['emu']} mappings ({roll_backs['least']} to {roll_backs['most']}), "
+        f"{roll_backs['kernel']} in the kernel; the first at {first['emu']:.3f} s here, {first['kernel']:.3f} s there."
+    )
 
 
 def _addresses(found: Verification) -> Iterator[str]:

@@ -30,7 +30,7 @@ FULL = {"s390x-6.12-lazy-vblk-2cpu": 3, "x86-6.12-lazy-nvme-2cpu": 4}
 
 
 def verify(path, domain, preset, kernel=None, **options):
-    capture = read_capture(path)
+    capture = read_capture(path, physical=True)
     overrides = [("machine", "cpus", capture.cpus), ("domain", "types", [domain]), ("domain", "aperture_mb", 16384)]
     config = load(None, preset, [*overrides, *[("domain", key, value) for key, value in options.items()]])
     return verify_capture(capture, kernel or read_counters(path), config, partial(run_machine, real_time=True))
@@ -90,6 +90,16 @@ def test_the_types_changes_of_the_switch_capture_are_made_again(captures_dir):  
     assert done[1:4] == ["unbind", "DMA", "bind"]
     assert not [switch for switch in outcome.run["switches"] if switch["errno"]]
     assert outcome.run["type_at_end"] == "DMA"
+
+
+@pytest.mark.captures
+def test_where_the_kernel_ran_out_of_addresses_as_many_calls_fail_here(captures_dir):  # noqa: ARG001
+    verification, _ = verified("s390x-6.12-lazy-vblk-smallaperture-2cpu")
+    attempts = verification.attempts
+    assert attempts["failures"]["kernel"] == 397
+    assert attempts["failures"]["emu"] == pytest.approx(397, rel=0.2)
+    assert attempts["roll_backs"]["emu"] == pytest.approx(2597, rel=0.2)
+    assert attempts["first_failed_attempt"]["emu"] == attempts["first_failed_attempt"]["kernel"]
 
 
 @pytest.mark.captures
