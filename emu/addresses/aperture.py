@@ -12,7 +12,7 @@ from emu.capture.ftrace import Capture
 
 _MIB = 1 << 20
 S390_START = 1 << 32
-"""Where QEMU's zPCI, like the machine, lets the space begin (the function's start of DMA addresses)."""
+"""Where zPCI lets the space begin (a function's `start_dma`)."""
 X86_RESERVED = ((0xC0000000, 0xFEBFFFFF), (0xFEE00000, 0xFEEFFFFF))
 """The bridge's window for devices' memory, as on QEMU's machine, and that for interrupts (MSI): first and last byte."""
 _REACH = 1 << 42
@@ -30,6 +30,10 @@ class Aperture:
     def mib(self) -> int:
         """Its size."""
         return (self.end - self.start) // _MIB
+
+    def is_inside(self, other: Aperture) -> bool:
+        """Whether another one has every address of this one, or reserves it."""
+        return other.start <= self.start and self.end <= other.end
 
 
 def aperture_of(capture: Capture) -> Aperture | None:

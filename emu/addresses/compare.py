@@ -84,19 +84,17 @@ def compare_addresses(
         return f"Addresses are not compared: those of {domain} come from another allocator."
     if len({int(owner) for owner in capture.events["owner"][capture.mappings["map_event"]]}) > 1:
         return "Addresses are not compared: the capture is of several domains, each with addresses of its own."
-    space = aperture or aperture_of(capture)
-    if space is None:
+    needed = aperture_of(capture)
+    if needed is None:
         return "Addresses are not compared: they reach higher than any that can be emulated."
-    known = aperture_of(capture)
+    space = aperture or needed
     log = Log(capture)
-    types = capture.domain_types if len(capture.domain_types) > 1 else [(0, "DMA" if domain == "DMA" else "DMA-FQ")]
-    with_queue: DomainType = domain
-    if domain == "DMA" and any(name != "DMA" for _, name in types):
-        with_queue = "DMA-SQ"
-    is_inside = known is not None and space.start <= known.start and known.end <= space.end
+    types = capture.domain_types if len(capture.domain_types) > 1 else [(0, domain)]
+    # A queue that comes later must be there from the beginning.
+    with_queue: DomainType = "DMA-SQ" if domain == "DMA" and any(name != "DMA" for _, name in types) else domain
 
     def make() -> Allocator:
-        return Allocator(with_queue, capture.cpus, space, live=log.most_live, is_checked=is_inside)
+        return Allocator(with_queue, capture.cpus, space, live=log.most_live, is_checked=needed.is_inside(space))
 
     replay = Replay(log, make, tick_ns, types)
     try:

@@ -46,8 +46,8 @@ class Replay:
         log: its events.
         make: makes an allocator; with a queue if one is used at any time.
         tick_ns: the kernel's tick.
-        types: (time_ns, "DMA" or "DMA-FQ") wherever it changes. To become lazy keeps the domain, the reverse makes a
-            new one, as sysfs does.
+        types: (time_ns, type) wherever it changes, "DMA" or a lazy one. To become lazy keeps the domain, the reverse
+            makes a new one, as sysfs does.
 
     Attributes:
         outcomes: of every allocation, in the order in which they were made.
