@@ -33,7 +33,7 @@ def run(
     With no arguments: DMA, DMA-FQ, DMA-SQ, s390-lazy and identity under the preset kvm, in about ten seconds.
     """
     typed = overrides_of(machine, workload=workload, seconds=seconds, ops=ops, seed=seed)
-    config = configured(machine_file, typed)
+    config = configured(machine_file, typed, costs_file=machine.costs)
 
     from emu.cli.session import Session
     from emu.workload.build import build_workload

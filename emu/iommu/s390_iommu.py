@@ -11,7 +11,8 @@ from emu.hypervisor.rpcit import RPCIT_INSUFFICIENT_RESOURCES, rpcit
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
-from emu.native.record import element, struct
+from emu.native.lines import write_lines
+from emu.native.record import element, int64_t, struct
 from emu.native.time import charge
 
 s390_domain = struct(
@@ -22,8 +23,17 @@ s390_domain = struct(
 )
 """`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too."""
 
+_PTE_BYTES = int64_t.itemsize
+
 int32_t = struct(value="i4")
 """Pages of one scatter-gather segment."""
+
+
+@inline
+def _write_entries(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
+    """Take the cache lines of the entries; tables stand for them in the order of their addresses."""
+    first = domain.pgtable.page_tables + (iova_pfn - domain.aperture_start_pfn) * _PTE_BYTES
+    write_lines(cpu, first, pages * _PTE_BYTES)
 
 
 @jit
@@ -38,6 +48,7 @@ def s390_iommu_map_pages(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pa
             cpu.ctrs.violations += 1
     cpu.ctrs.mapped_pages += pages
     charge(cpu, COST_MAP_PAGE, pages)
+    _write_entries(cpu, domain, iova_pfn, pages)
     return True
 
 
@@ -55,6 +66,7 @@ def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> 
     _invalidate_trans(cpu, domain, iova_pfn, pages)
     cpu.ctrs.unmapped_pages += pages
     charge(cpu, COST_UNMAP_PAGE, pages)
+    _write_entries(cpu, domain, iova_pfn, pages)
 
 
 @inline

@@ -150,10 +150,11 @@ def _lock_virtually(cpu: Any, lock: Any) -> None:
     give_way(fiber)
     world = deref(world_t, fiber.world)
     fiber.now_ps += cost_ps(world, COST_LOCK)
-    if lock.last_owner != cpu.owner:
-        fiber.now_ps += cost_ps(world, COST_TRANSFER)
     if lock.val != 0 or lock.free_at_ps > fiber.now_ps:
         _queue_for_lock(cpu, lock)
+    # The line comes when the lock has been given back.
+    if lock.last_owner and lock.last_owner != cpu.owner:
+        fiber.now_ps += cost_ps(world, COST_TRANSFER)
     lock.val |= cpu.owner
     lock.acquisitions += 1
 
