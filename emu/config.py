@@ -221,17 +221,20 @@ class WorkloadConfig(_Section):
 class CostsConfig(_Section):
     """What steps of a CPU cost on the virtual clocks of `sim`; `emu doctor --calibrate` measures them on a machine."""
 
-    map_ns: Nanoseconds = Field(22.0, description="a map, apart from the following")
-    unmap_ns: Nanoseconds = Field(16.0, description="an unmap, apart from the following")
-    map_page_ns: Nanoseconds = Field(4.0, description="each page mapped")
-    unmap_page_ns: Nanoseconds = Field(4.0, description="each page unmapped")
-    queue_ns: Nanoseconds = Field(4.0, description="an append to a flush queue")
-    reclaim_ns: Nanoseconds = Field(4.0, description="each IOVA freed after a flush")
-    lock_ns: Nanoseconds = Field(6.0, description="a lock that is free, taken and given back")
-    transfer_ns: Nanoseconds = Field(100.0, description="more for a lock that another CPU had last")
-    tree_ns: Nanoseconds = Field(60.0, description="a range allocated from the tree, or given back to it")
+    map_ns: Nanoseconds = Field(24.0, description="a map and its part of the load's loop, apart from the following")
+    unmap_ns: Nanoseconds = Field(24.0, description="an unmap and its part of the loop, apart from the following")
+    map_page_ns: Nanoseconds = Field(2.2, description="each page mapped")
+    unmap_page_ns: Nanoseconds = Field(2.1, description="each page unmapped")
+    check_page_ns: Nanoseconds = Field(4.3, description="each page that the check looks at, at map and at unmap")
+    bitmap_page_ns: Nanoseconds = Field(4.0, description="each page taken from the old s390 bitmap or given back")
+    queue_ns: Nanoseconds = Field(9.0, description="an append to a flush queue")
+    reclaim_ns: Nanoseconds = Field(3.4, description="each IOVA freed after a flush")
+    lock_ns: Nanoseconds = Field(4.4, description="a lock that is free, taken and given back")
+    transfer_ns: Nanoseconds = Field(22.0, description="more for a lock, or a cache line, that another CPU had last")
+    tree_ns: Nanoseconds = Field(19.0, description="a range allocated from the tree, or given back to it")
+    request_ns: Nanoseconds = Field(140.0, description="a request to the hypervisor, beyond the emulated time")
     wake_ns: Nanoseconds = Field(0.0, description="until a sleeper runs that was woken")
-    relax_ns: Nanoseconds = Field(40.0, description="one look at a word that has not changed")
+    relax_ns: Nanoseconds = Field(24.0, description="one look at a word that has not changed")
     slack_ns: Nanoseconds = Field(
         1000.0, description="how far a CPU may run ahead of the others in the midst of an operation; 0 to 1000"
     )
@@ -364,15 +367,30 @@ def _one_line(error: ValidationError, where: str) -> str:
     return " ".join(f"{where}: {place}: {message}".split()) if place else f"{where}: {message}"
 
 
+def _read_costs(path: Path) -> dict[str, Any]:
+    """A file of `emu doctor --calibrate`: one section, [costs]."""
+    data = _read_toml(path)
+    others = sorted(data.keys() - {"costs"})
+    if others:
+        raise ConfigError(f"{path}: {others[0]} is not about costs, and only [costs] may be in it")
+    if not isinstance(data.get("costs"), Mapping):
+        raise ConfigError(f"{path} has no [costs]; emu doctor --calibrate writes such a file")
+    return data
+
+
 def load(
-    machine_file: Path | None = None, preset: str | None = None, overrides: Iterable[tuple[str, str, Any]] = ()
+    machine_file: Path | None = None,
+    preset: str | None = None,
+    overrides: Iterable[tuple[str, str, Any]] = (),
+    costs_file: Path | None = None,
 ) -> Config:
-    """Put a description together: preset, then machine file, then single values.
+    """Put a description together: preset, then machine file, then costs, then single values.
 
     Args:
         machine_file: the user's TOML, or None.
         preset: name of the hypervisor preset; None takes the file's, or `kvm`.
         overrides: (section, key, value); None values are left out.
+        costs_file: a TOML file whose only section is [costs], or None.
 
     Raises:
         ConfigError: with one line that says what is wrong, where, and what to do.
@@ -389,6 +407,8 @@ def load(
     data: dict[str, Any] = {}
     _merge(data, _preset(name), f"preset {name}")
     _merge(data, from_file, str(machine_file))
+    costs = _read_costs(costs_file) if costs_file else {}
+    _merge(data, costs, str(costs_file))
     data.setdefault("hypervisor", {})["preset"] = name
     for section, key, value in given:
         data.setdefault(section, {})[key] = value
@@ -399,11 +419,22 @@ def load(
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, _culprit(error, machine_file, given))) from None
+        raise ConfigError(
+            _one_line(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
+        ) from None
 
 
-def _culprit(error: ValidationError, machine_file: Path | None, given: list[tuple[str, str, Any]]) -> str:
+def _culprit(
+    error: ValidationError,
+    machine_file: Path | None,
+    costs: tuple[Path | None, Mapping[str, Any]],
+    given: list[tuple[str, str, Any]],
+) -> str:
     """Where the first wrong value came from."""
     place = error.errors(include_url=False)[0]["loc"]
-    from_flags = any(place[: len(path)] == path for path in ((section, key) for section, key, _ in given))
-    return "command line" if machine_file is None or from_flags else str(machine_file)
+    costs_file, keys = costs
+    if any(place[: len(path)] == path for path in ((section, key) for section, key, _ in given)):
+        return "command line"
+    if place[:1] == ("costs",) and place[1] in keys:
+        return str(costs_file)
+    return str(machine_file) if machine_file else "command line"

@@ -82,6 +82,13 @@ class MachineOptions:
             "machine; default processes."
         ),
     ] = None
+    costs: Annotated[
+        Path | None,
+        Parameter(
+            metavar="FILE",
+            help="What the steps of a CPU cost on virtual clocks (--engine sim), as emu doctor --calibrate writes it.",
+        ),
+    ] = None
     fq_size: Annotated[
         int | None,
         Parameter(
@@ -221,22 +228,42 @@ def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str]
 
 
 def configured(
-    machine_file: Path | None, typed: dict[tuple[str, str], tuple[str, Any]], *, default_preset: str | None = None
+    machine_file: Path | None,
+    typed: dict[tuple[str, str], tuple[str, Any]],
+    *,
+    default_preset: str | None = None,
+    costs_file: Path | None = None,
 ) -> Config:
-    """The description of a run from preset, file and options.
+    """The description of a run from preset, files and options.
 
     Args:
         machine_file: the user's TOML, or None.
         typed: what `overrides_of` found.
         default_preset: the preset where neither file nor options name one; None for the usual one.
+        costs_file: what --costs names, or None.
 
     Raises:
         Failure: something in it is wrong; the line names the option or the file to blame.
     """
+    config = _resolved(machine_file, typed, default_preset, costs_file)
+    if costs_file and config.machine.engine != "sim":
+        raise Failure(
+            f"--costs: {config.machine.engine} run on real clocks, where steps take the time they take; "
+            "add --engine sim"
+        )
+    return config
+
+
+def _resolved(
+    machine_file: Path | None,
+    typed: dict[tuple[str, str], tuple[str, Any]],
+    default_preset: str | None,
+    costs_file: Path | None,
+) -> Config:
     overrides = [(*place, value) for place, (_, value) in typed.items() if place != _PRESET]
     preset = str(typed[_PRESET][1]) if _PRESET in typed else default_preset
     try:
-        return load(machine_file, preset, overrides)
+        return load(machine_file, preset, overrides, costs_file)
     except ConfigError as error:
         message = str(error)
     if machine_file and overrides and message.startswith(f"{machine_file}: ") and _loads(machine_file, preset):

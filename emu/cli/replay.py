@@ -76,13 +76,13 @@ def replay(
         capture_file = find_capture(capture_file)
         kernel = read_counters(capture_file)
         # Wrong options are told before a long trace is read.
-        _configured(typed, kernel, capture_file)
+        _configured(typed, kernel, capture_file, machine.costs)
         with ProgressBars(quiet=output.quiet) as bars:
             compile_entries(ENTRIES, bars.compiled)
             kept_pages = kernel.kept_pages if kernel else None
             capture = read_capture(capture_file, bars.read, kept_pages, physical=verify)
         typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
-        config = _configured(typed, kernel, capture_file)
+        config = _configured(typed, kernel, capture_file, machine.costs)
         if verify:
             return _verify(capture, kernel, config, output)
         return _replay(capture, kernel, config, output, speed)
@@ -148,11 +148,14 @@ def _verify(capture: Capture, kernel: KernelCounters | None, config: Config, out
 
 
 def _configured(
-    typed: dict[tuple[str, str], tuple[str, Any]], kernel: KernelCounters | None, capture_file: Path
+    typed: dict[tuple[str, str], tuple[str, Any]],
+    kernel: KernelCounters | None,
+    capture_file: Path,
+    costs_file: Path | None,
 ) -> Config:
     types = ("", _default_domains(kernel))
     preset = "bare-metal" if _is_on(kernel, _X86) and not _is_caching_mode(capture_file) else None
-    return configured(None, {("domain", "types"): types, **typed}, default_preset=preset)
+    return configured(None, {("domain", "types"): types, **typed}, default_preset=preset, costs_file=costs_file)
 
 
 def _default_domains(kernel: KernelCounters | None) -> list[str]:

@@ -34,7 +34,7 @@ def run(
     With no arguments: DMA, DMA-FQ, DMA-SQ, s390-lazy and identity under the preset kvm, in about ten seconds.
     """
     typed = overrides_of(machine, workload=workload, seconds=seconds, ops=ops, seed=seed)
-    config = configured(machine_file, typed)
+    config = configured(machine_file, typed, costs_file=machine.costs)
     last = max((action.at_s for action in config.machine.timeline), default=0.0)
     if last >= config.machine.seconds and config.machine.ops is None:
         raise Failure(

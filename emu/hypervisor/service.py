@@ -28,10 +28,11 @@ from emu.iommu.io_pgtable import (
 )
 from emu.native.atomics import fetch_add, int64_t, read_once, write_once
 from emu.native.compile import inline, jit, slow
+from emu.native.cost import COST_REQUEST
 from emu.native.histogram import record_value
 from emu.native.lock import spin_lock, spin_unlock
 from emu.native.record import deref, element
-from emu.native.time import now_ns, spend_until
+from emu.native.time import charge, now_ns, spend_until
 
 _PAGES_PER_SEGMENT_TABLE = 1 << 19
 _STEP_NS = 20_000_000
@@ -185,6 +186,7 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
     _spend(cpu, started_ns + emulated_ns)
     finished_ns = now_ns(cpu)
+    charge(cpu, COST_REQUEST, 1)
     server.requests += 1
     server.global_requests += request.is_global
     server.walked += walked

@@ -35,8 +35,9 @@ from emu.native.atomics import (
 )
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_QUEUE, COST_RECLAIM
+from emu.native.lines import write_lines
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
-from emu.native.record import deref, element, pointer_to, struct
+from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge, now_ticks, spend_until, yield_core
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
 
@@ -59,6 +60,7 @@ iova_fq = struct(
 )
 """One ring of `mod_mask + 1` entries, of which one stays empty; `queued` counts appends, `total_depth` sums the depths
 they found."""
+_HEAD_BYTES = iova_fq.itemsize - iova_fq.fields["head"][1]  # type: ignore[index]
 
 iommu_dma_cookie = struct(
     lines=("fq_flush_start_cnt", "fq_flush_finish_cnt", "fq_timer_on", "iovad"),
@@ -112,6 +114,7 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         if entry.counter >= counter:
             break
         close_window(cpu, entry.queued_at, finished_at, entry.pages)
+        write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
         free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
         cpu.ctrs.reclaimed += 1
         charge(cpu, COST_RECLAIM, 1)
@@ -212,6 +215,7 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     fq = _this_ring(cpu, cookie)
     spin_lock(cpu, fq.lock)
     charge(cpu, COST_QUEUE, 1)
+    write_lines(cpu, address_of(fq, "head"), _HEAD_BYTES)
     # What other CPUs have flushed meanwhile makes room, often enough to spare a flush.
     fq_ring_free_locked(cpu, cookie, fq)
     if fq_full(fq):
@@ -221,6 +225,7 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     fq.max_depth = max(fq.max_depth, depth + 1)
     fq.queued += 1
     entry = element(iova_fq_entry, fq.entries, fq_ring_add(fq))
+    write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
     entry.iova_pfn = iova_pfn
     entry.pages = pages
     entry.queued_at = now_ticks(cpu)

@@ -13,7 +13,8 @@ from typing import Any
 from emu.native.atomics import ilog2, int64_t
 from emu.native.bitmap import test_and_clear_bit, test_and_set_bit
 from emu.native.compile import inline, jit, slow
-from emu.native.cost import COST_TREE
+from emu.native.cost import COST_CHECK_PAGE, COST_TREE
+from emu.native.lines import write_lines
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
 from emu.native.record import address_of, deref, element, pointer_to, struct
@@ -512,6 +513,8 @@ def free_iova_fast(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
 @slow
 def check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
     """Note that a range is in use; every page that already is counts as a violation."""
+    charge(cpu, COST_CHECK_PAGE, size)
+    write_lines(cpu, iovad.allocated + (pfn - iovad.start_pfn >> 3), 1 + (size >> 3))
     for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
         if test_and_set_bit(iovad.allocated, page):
             cpu.ctrs.violations += 1
@@ -520,6 +523,8 @@ def check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
 @slow
 def check_given_back(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
     """Note that a range is free; every page that already is counts as a violation."""
+    charge(cpu, COST_CHECK_PAGE, size)
+    write_lines(cpu, iovad.allocated + (pfn - iovad.start_pfn >> 3), 1 + (size >> 3))
     for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
         if not test_and_clear_bit(iovad.allocated, page):
             cpu.ctrs.violations += 1

@@ -13,7 +13,8 @@ from emu.iommu.pci_insn import zpci_refresh_trans
 from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSHED, trace
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
-from emu.native.record import element, struct
+from emu.native.lines import write_lines
+from emu.native.record import element, int64_t, struct
 from emu.native.time import charge
 
 PCI_FUNC_TYPE_ISM = 5
@@ -29,6 +30,8 @@ s390_domain = struct(
 """`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too; `pft`: type of the PCI
 function, 0 for any but PCI_FUNC_TYPE_ISM."""
 
+_PTE_BYTES = int64_t.itemsize
+
 int32_t = struct(value="i4")
 """Pages of one scatter-gather segment."""
 
@@ -37,6 +40,13 @@ int32_t = struct(value="i4")
 def s390_iommu_capable_of_deferred_flush(domain: Any) -> bool:
     """Whether the device may have a flush queue (IOMMU_CAP_DEFERRED_FLUSH): global flushes break an ISM device."""
     return domain.pft != PCI_FUNC_TYPE_ISM
+
+
+@inline
+def _write_entries(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
+    """Take the cache lines of the entries; tables stand for them in the order of their addresses."""
+    first = domain.pgtable.page_tables + (iova_pfn - domain.aperture_start_pfn) * _PTE_BYTES
+    write_lines(cpu, first, pages * _PTE_BYTES)
 
 
 @jit
@@ -51,6 +61,7 @@ def s390_iommu_map_pages(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pa
             cpu.ctrs.violations += 1
     cpu.ctrs.mapped_pages += pages
     charge(cpu, COST_MAP_PAGE, pages)
+    _write_entries(cpu, domain, iova_pfn, pages)
     return True
 
 
@@ -68,6 +79,7 @@ def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> 
     _invalidate_trans(cpu, domain, iova_pfn, pages)
     cpu.ctrs.unmapped_pages += pages
     charge(cpu, COST_UNMAP_PAGE, pages)
+    _write_entries(cpu, domain, iova_pfn, pages)
 
 
 @inline

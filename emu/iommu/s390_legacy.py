@@ -29,11 +29,14 @@ from emu.native.bitmap import (
     word_t,
 )
 from emu.native.compile import jit, slow
+from emu.native.cost import COST_BITMAP_PAGE, COST_CHECK_PAGE, COST_RECLAIM
+from emu.native.lines import write_lines
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
-from emu.native.record import element, int64_t, struct
-from emu.native.time import now_ticks
+from emu.native.record import address_of, element, int64_t, struct
+from emu.native.time import charge, now_ticks
 
 _BOUNDARY_PAGES = 1 << 20
+_WORD_BYTES = int64_t.itemsize
 
 zpci_dma = struct(
     lines=("iommu_bitmap_lock", "iommu_pages"),
@@ -83,6 +86,7 @@ def reclaim_lazy_locked(zdev: Any) -> None:
 @slow
 def reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
     """The reach into what is lazily unmapped has just ended: note it, and use it again."""
+    charge(cpu, COST_RECLAIM, zdev.lazy_iovas)
     _close_windows_locked(cpu, zdev)
     cpu.ctrs.reclaimed += zdev.lazy_iovas
     reclaim_lazy_locked(zdev)
@@ -102,6 +106,9 @@ def _flush_before_reuse_locked(cpu: Any, domain: Any, zdev: Any) -> bool:
 def _dma_alloc_address(cpu: Any, domain: Any, zdev: Any, pages: int) -> int:
     """First pfn of a free range, or 0."""
     spin_lock(cpu, zdev.iommu_bitmap_lock)
+    charge(cpu, COST_BITMAP_PAGE, pages)
+    write_lines(cpu, address_of(zdev, "next_bit"), _WORD_BYTES)
+    write_lines(cpu, zdev.iommu_bitmap + (zdev.next_bit >> 3), 1 + (pages >> 3))
     offset = _area_alloc(zdev, zdev.next_bit, pages)
     if offset < 0 and (zdev.strict or _flush_before_reuse_locked(cpu, domain, zdev)):
         offset = _area_alloc(zdev, 0, pages)
@@ -116,6 +123,8 @@ def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> 
     """Give addresses back, at once or after the next wrap-around; `iovas` is 0 for a map that was undone."""
     offset = pfn - zdev.start_pfn
     spin_lock(cpu, zdev.iommu_bitmap_lock)
+    charge(cpu, COST_BITMAP_PAGE, pages)
+    write_lines(cpu, (zdev.iommu_bitmap if zdev.strict else zdev.lazy_bitmap) + (offset >> 3), 1 + (pages >> 3))
     if zdev.strict:
         bitmap_clear(zdev.iommu_bitmap, offset, pages)
         cpu.ctrs.reclaimed += iovas
@@ -124,6 +133,7 @@ def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> 
         zdev.lazy_pages += pages
         zdev.lazy_iovas += iovas
         unmapped_at = now_ticks(cpu)
+        write_lines(cpu, zdev.unmapped_at + offset * _WORD_BYTES, pages * _WORD_BYTES)
         for page in range(offset, offset + pages):
             element(int64_t, zdev.unmapped_at, page).value = unmapped_at
     spin_unlock(cpu, zdev.iommu_bitmap_lock)
@@ -131,6 +141,8 @@ def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> 
 
 @slow
 def _check(cpu: Any, zdev: Any, pfn: int, pages: int, taking: bool) -> None:
+    charge(cpu, COST_CHECK_PAGE, pages)
+    write_lines(cpu, zdev.allocated + (pfn - zdev.start_pfn >> 3), 1 + (pages >> 3))
     for page in range(pfn - zdev.start_pfn, pfn - zdev.start_pfn + pages):
         was_set = test_and_set_bit(zdev.allocated, page) if taking else test_and_clear_bit(zdev.allocated, page)
         if was_set == taking:

@@ -40,7 +40,7 @@ from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
 from emu.native.segment import SegmentPlan
 from emu.native.timer import firing_t, timer_base_t
-from emu.native.virtual import PS, START_PS, fiber_t, init_world, turn_t, world_t
+from emu.native.virtual import LINES_REMEMBERED, PS, START_PS, fiber_t, init_world, turn_t, world_t
 from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
@@ -147,6 +147,7 @@ class Layout:
             plan.add("fibers", fiber_t, self.contexts)
             plan.add("turns", turn_t, self.contexts)
             plan.add("turn_of", np.int64, self.contexts)
+            plan.add("last_writers", np.int64, LINES_REMEMBERED)
         self._plan_hypervisor(plan)
         self._plan_load(plan)
         if self.type in S390_TYPES:
@@ -343,6 +344,7 @@ class Layout:
             segment["fibers"],
             segment["turns"],
             segment["turn_of"],
+            segment["last_writers"],
             slack_ns=costs.slack_ns,
             costs_ns=[getattr(costs, f"{name}_ns") for name in COSTS],
         )

@@ -152,7 +152,8 @@ def _lock_virtually(cpu: Any, lock: Any) -> None:
     fiber.now_ps += cost_ps(world, COST_LOCK)
     if lock.val != 0 or lock.free_at_ps > fiber.now_ps:
         _queue_for_lock(cpu, lock)
-    if lock.last_owner != cpu.owner:
+    # The line comes when the lock has been given back.
+    if lock.last_owner and lock.last_owner != cpu.owner:
         fiber.now_ps += cost_ps(world, COST_TRANSFER)
     lock.val |= cpu.owner
     lock.acquisitions += 1

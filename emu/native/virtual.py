@@ -40,6 +40,9 @@ fiber_t = struct(
 
 turn_t = struct(at_ps="i8", slot="i8")
 
+LINES_REMEMBERED = 1 << 17
+"""Of how many cache lines the last writer is known."""
+
 _WAITER_BITS = 10
 _QUEUES = 1 << _WAITER_BITS
 
@@ -55,13 +58,15 @@ world_t = struct(
     turn_of="i8",
     count="i8",
     main_stack="i8",
+    last_writers="i8",
     costs=("i8", (len(COSTS),)),
     first_waiter=("i8", (_QUEUES,)),
     last_waiter=("i8", (_QUEUES,)),
 )
 """`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot
 is. `horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many
-steps it may still take before Python is asked again, or fewer when the machine's own clock has reached `ask_at_ns`."""
+steps it may still take before Python is asked again, or fewer when the machine's own clock has reached `ask_at_ns`.
+`last_writers`: of cache lines, see emu.native.lines."""
 
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
@@ -341,7 +346,9 @@ def cost_ps(world: Any, step: int) -> int:
     return element(int64_t, address_of(world, "costs"), step).value
 
 
-def init_world(world: Any, fibers: Any, turns: Any, turn_of: Any, *, slack_ns: float, costs_ns: list[float]) -> None:
+def init_world(
+    world: Any, fibers: Any, turns: Any, turn_of: Any, last_writers: Any, *, slack_ns: float, costs_ns: list[float]
+) -> None:
     """Make a world of fibers whose clocks all stand at START_PS; their stacks are set by the caller.
 
     Args:
@@ -349,6 +356,7 @@ def init_world(world: Any, fibers: Any, turns: Any, turn_of: Any, *, slack_ns: f
         fibers: array of fiber_t.
         turns: array of as many turn_t.
         turn_of: as many int64.
+        last_writers: LINES_REMEMBERED int64, all 0.
         slack_ns: how far a fiber may run ahead of the others in the midst of an operation.
         costs_ns: what each step of COSTS costs.
     """
@@ -356,6 +364,7 @@ def init_world(world: Any, fibers: Any, turns: Any, turn_of: Any, *, slack_ns: f
     world.fibers = fibers.ctypes.data
     world.turns = turns.ctypes.data
     world.turn_of = turn_of.ctypes.data
+    world.last_writers = last_writers.ctypes.data
     world.count = len(fibers)
     world.slack_ps = round(slack_ns * PS)
     world.costs = [round(cost_ns * PS) for cost_ns in costs_ns]

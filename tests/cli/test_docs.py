@@ -76,6 +76,8 @@ def test_commands_in_the_pages_are_understood(emu):
         arguments = ["nowhere.trace" if word in shipped_captures() else word for word in arguments]
         if arguments[0] == "run" and "nowhere.toml" not in arguments:
             arguments.append("nowhere.toml")
+        if "--calibrate" in arguments:
+            arguments += ["--out", "nowhere.toml/costs.toml"]
         _, _, err = emu(*arguments)
         assert "nowhere.toml" in err or "no such capture" in err or "no machine is running" in err, command
 
