@@ -11,7 +11,18 @@ from emu.native.lock import owner_word, spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, int64_t, struct
 from emu.native.stack import Stacks
 from emu.native.time import begin_operation, charge, now_ns, spend_until, yield_core
-from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, fiber_t, init_world, run_world, turn_t, wake_first
+from emu.native.virtual import (
+    LINES_REMEMBERED,
+    NEVER_PS,
+    PS,
+    START_PS,
+    end_fiber,
+    fiber_t,
+    init_world,
+    run_world,
+    turn_t,
+    wake_first,
+)
 from emu.native.virtual import world_t as engine_world_t
 from emu.native.wait import wait_on, wake_up
 
@@ -130,8 +141,9 @@ class World:
         self._actors, self._order = shared(actor_t, count), shared(int64_t)
         self.locks, self._words = shared(spinlock_t, 4), shared(word_t, self.words)
         costs = dict.fromkeys(COSTS, 0.0) | {"map": 1.0} | self.costs_ns
+        self._last_writers = shared(int64_t, LINES_REMEMBERED)
         init_world(
-            self._world[0], self._fibers, self._turns, self._turn_of,
+            self._world[0], self._fibers, self._turns, self._turn_of, self._last_writers,
             slack_ns=self.slack_ns, costs_ns=[costs[name] for name in COSTS],
         )  # fmt: skip
         self.steps = [np.zeros(len(script), step_t).view(np.recarray) for script in self.scripts]
