@@ -34,6 +34,15 @@ def _nothing_is_left_behind():
     assert not _orphans(before), "segments are left of this test run"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_kept(request):
+    """Forget what a module has cached: every process forked later would copy the tables of its memory."""
+    yield
+    for kept in vars(request.module).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
+
+
 def _segments() -> set[str]:
     return {path.name for path in SHARED_MEMORY.glob("emu-[0-9]*-*")}
 
