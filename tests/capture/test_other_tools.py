@@ -105,9 +105,14 @@ def test_what_perf_prints_is_the_same_but_for_marks_and_interrupts(name, tool, t
 
 
 @pytest.mark.captures
-@pytest.mark.parametrize("tool", ["trace-cmd report, with flags -t", "perf script"])
 @pytest.mark.parametrize(
-    "name", ["s390x-6.12-switch-nvme-2cpu", "x86-6.12-strict-nvme-2cpu", "x86-6.12-lazy-vblk-8cpu-overrun"]
+    ("name", "tool"),
+    [
+        ("s390x-6.12-switch-nvme-2cpu", "trace-cmd report, with flags -t"),
+        ("s390x-6.12-switch-nvme-2cpu", "perf script"),
+        ("x86-6.12-strict-nvme-2cpu", "perf script"),
+        ("x86-6.12-lazy-vblk-8cpu-overrun", "trace-cmd report, with flags -t"),
+    ],
 )
 def test_every_probe_of_the_real_captures_is_understood_in_their_words(name, tool, captures_dir, tmp_path):
     ours, theirs = read_both(captures_dir / f"{name}.trace.gz", tmp_path, tool)

@@ -131,7 +131,8 @@ def test_a_calibration_tells_every_step_with_two_cores_or_says_why_not(monkeypat
     assert {*found.costs_ns, *found.not_measured} == set(COSTS)
     assert all(0 <= ns < 1e6 for ns in found.costs_ns.values())
     assert all(low <= high for low, high in found.spread_ns.values())
-    assert all(measured > 0 and added > 0 for _, measured, added in found.operations)
+    # On a busy machine a step may come out as costing nothing.
+    assert all(measured >= 0 and added >= 0 for _, measured, added in found.operations)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
 

@@ -45,6 +45,8 @@ def sums(result, phases):
 @pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
 def test_replayed_counters_are_the_kernels(capture, engine):
     read, load, kernel = capture
+    if engine == "threads" and len(read.mappings) > 100_000:
+        pytest.skip("the largest captures are replayed by processes and on virtual clocks only, to save time")
     domain = "DMA-SQ" if kernel is None or kernel.is_lazy else "DMA"
     result = run(domain, workload=load, machine_engine=engine, machine_cpus=read.cpus, domain_aperture_mb=16384).run
     assert result["conservation"]["holds"], result["conservation"]
