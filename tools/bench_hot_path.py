@@ -53,7 +53,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -72,6 +71,7 @@ from emu.experiment import MachineError, run_machine
 from emu.hypervisor import service, state
 from emu.iommu import counters, dma, domain, flush_queue, io_pgtable, iova, s390_iommu, s390_legacy
 from emu.machine import context
+from emu.machine.calibration import bound_to_one_core
 from emu.machine.context import cpu_t
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine
@@ -535,17 +535,6 @@ def make_cases(library: ctypes.CDLL) -> list[Case]:
         Case("ring", small, Side(ring_emu, 4 * _BATCH), Side(ring_c, 4 * _BATCH), naive(NaiveDomain.bench_ring)),
         Case("pair", default, Side(pair_emu, ring), Side(pair_c, ring), naive(NaiveDomain.bench_pair)),
     ]
-
-
-@contextmanager
-def bound_to_one_core() -> Iterator[None]:
-    """Keep this process where it is."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def measure_cases(blocks: int, repetitions: int) -> list[dict[str, Any]]:

@@ -27,11 +27,12 @@ def counted_from_trace(capture: Capture, kernel: KernelCounters) -> KernelCounte
             Sync Map RPCITs, which is what they are called on s390.
         kernel: the description to complete.
     """
-    events = capture.events
-    totals = _counts(capture, np.ones(len(events), bool))
+    flushes = flushes_in(capture.events)
+    queue_flushes = flushes["event"][flushes["cause"] != BY_ATTACH]
+    totals = _counts(capture, queue_flushes, np.ones(len(capture.events), bool))
     phases = []
     for name in capture.phases:
-        delta = _counts(capture, _within(capture, {name, name + _SETTLING}))
+        delta = _counts(capture, queue_flushes, _within(capture, {name, name + _SETTLING}))
         phases.append(PhaseCounters(name, delta, delta, restarted=False, interrupted=False))
     return replace(kernel, phases=phases, totals=totals, comparable=totals, comparable_phases=[])
 
@@ -47,12 +48,11 @@ def _within(capture: Capture, names: set[str]) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _counts(capture: Capture, chosen: npt.NDArray[np.bool_]) -> Counts:
+def _counts(capture: Capture, queue_flushes: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Counts:
+    """What the chosen events count; `queue_flushes` are the events of all flushes but those of attaching a device."""
     events = capture.events
     kinds = np.where(chosen, events["kind"], 0)
     pages = (events["end"] - events["start"]) >> PAGE_SHIFT
-    flushes = flushes_in(events)
-    queue_flushes = flushes["event"][flushes["cause"] != BY_ATTACH]
     syncs = int((kinds == SYNC).sum())
     counts = {
         "Mapped pages": int(pages[kinds == MAP].sum()),

@@ -300,14 +300,15 @@ def calibrate(
 
 
 def _take_pass(equations: list[Equations]) -> _Pass:
-    with _on_one_core():
+    with bound_to_one_core():
         phases = [np.stack([time_phases(each.probe) for _ in range(_STRETCHES)]) for each in equations]
         lock_ns, look_ns = time_lock(), time_looks()
     return _Pass(phases, lock_ns, look_ns)
 
 
 @contextmanager
-def _on_one_core() -> Iterator[None]:
+def bound_to_one_core() -> Iterator[None]:
+    """Keep this process where it is."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
