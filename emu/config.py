@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
+from emu.fault import TO_COMPLETIONS, Fault, parse_fault
+
 DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
 QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
 DEFAULT_DOMAINS: tuple[DomainType, ...] = ("DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "identity")
@@ -71,6 +73,7 @@ class MachineConfig(_Section):
     ops: int | None = Field(
         None,
         ge=1,
+        lt=2**63,
         description="map+unmap pairs over all CPUs, rounded up to the same number for each; replaces `seconds`",
     )
     seed: int = Field(1, ge=0, lt=2**63, description="of everything random")
@@ -83,16 +86,56 @@ class MachineConfig(_Section):
         "whole jiffies and, the longer they run, at multiples of 8, 64, …",
     )
     pin: bool = Field(True, description="bind CPUs to cores when there are enough")
-    record: bool = Field(False, description="write every map and unmap to events-cpuN.bin in the run's folder")
-    check: bool = Field(True, description="check on every operation that no IOVA is handed out twice")
+    record: bool = Field(
+        False, description="write every map, unmap, request and wait for a lock to events-*.bin in the run's folder"
+    )
+    breakdown: bool = Field(
+        False, description="measure where the time of maps and unmaps goes: two readings of a clock for each stage"
+    )
+    check: bool = Field(
+        True,
+        description="watch every operation: no address is reused before a flush that began after its unmap has ended, "
+        "none is in use twice, and the shadow table is as the guest's",
+    )
+    devices: int = Field(
+        0, ge=0, le=64, description="devices that do DMA through an IOTLB while the load runs; needs `check`"
+    )
+    dma_ns: Nanoseconds = Field(10_000.0, description="time between two accesses of a device, on average")
+    late_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="part of a device's accesses that go to addresses it has used before, mapped or not",
+    )
     timeline: list[Action] = Field(
         default_factory=list,
         description='what is done while the load runs: `{ at_s = 0.5, type = "DMA-FQ" }` writes the type to sysfs, '
         '`{ at_s = 0.7, driver = "unbind" }` takes the driver from the device, and `"bind"` gives it back',
     )
-    faults: list[Literal["fq-alloc"]] = Field(
-        default_factory=list, description="what fails on purpose; `fq-alloc`: there is no memory for a flush queue"
+    faults: list[str] = Field(
+        default_factory=list,
+        description="what fails on purpose, as in `kill:cpu1@0.3s`, see [faults](faults.md); `fq-alloc`: there is no "
+        "memory for a flush queue",
     )
+    on_death: Literal["stop", "continue"] = Field(
+        "stop",
+        description="what the machine does when the process of a CPU dies; `continue`: the others go on, without it",
+    )
+    restart: list[Literal["hypervisor", "timer"]] = Field(
+        default_factory=list, description="whose process is started anew when it has died"
+    )
+
+    @field_validator("faults")
+    @classmethod
+    def _are_faults(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_fault(text)
+        return value
+
+    @property
+    def parsed_faults(self) -> list[Fault]:
+        """The faults, understood."""
+        return [parse_fault(text) for text in self.faults]
 
 
 class DomainConfig(_Section):
@@ -113,10 +156,11 @@ class DomainConfig(_Section):
     )
     iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
     fq_memory_mb: int = Field(1024, ge=0, le=1 << 20, description="most memory the rings may take, in MiB")
-    bugs: list[Literal["init-fq-before-type", "queue-before-type"]] = Field(
+    bugs: list[Literal["init-fq-before-type", "queue-before-type", "reuse-unflushed"]] = Field(
         default_factory=list,
-        description="bugs on purpose, of a switch to a lazy type: the queue is built from the type not yet set; "
-        "the queue is used while the type still says DMA",
+        description="bugs on purpose; of a switch to a lazy type: the queue is built from the type not yet set; "
+        "the queue is used while the type still says DMA; of `s390-lazy` as Linux had it: when the host is out of "
+        "resources, what is unmapped during the flush is reused after it",
     )
 
     @field_validator("fq_size")
@@ -233,7 +277,7 @@ class CostsConfig(_Section):
     transfer_ns: Nanoseconds = Field(22.0, description="more for a lock, or a cache line, that another CPU had last")
     tree_ns: Nanoseconds = Field(19.0, description="a range allocated from the tree, or given back to it")
     request_ns: Nanoseconds = Field(140.0, description="a request to the hypervisor, beyond the emulated time")
-    wake_ns: Nanoseconds = Field(0.0, description="until a sleeper runs that was woken")
+    wake_ns: Nanoseconds = Field(0.0, description="until a sleeper runs that was woken, or whose time is over")
     relax_ns: Nanoseconds = Field(24.0, description="one look at a word that has not changed")
     slack_ns: Nanoseconds = Field(
         1000.0, description="how far a CPU may run ahead of the others in the midst of an operation; 0 to 1000"
@@ -268,6 +312,8 @@ class Config(_Section):
             raise ValueError(
                 "hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time"
             )
+        if self.machine.devices and not self.machine.check:
+            raise ValueError("machine.devices needs machine.check, which knows what an access ought to find")
         queue_options = {"fq_size", "fq_timeout_ms", "on_overrun"} & self.domain.model_fields_set
         if queue_options and not self.lazy_types:
             raise ValueError(
@@ -279,9 +325,44 @@ class Config(_Section):
         if self.domain.dma_bits < 64 and 1 << self.domain.dma_bits <= self.domain.aperture_start:
             raise ValueError("domain.dma_bits ends below domain.aperture_start: the device reaches no address")
         for first, last in self.domain.reserved:
-            if first > last or first % 4096 or (last + 1) % 4096:
+            if not 0 <= first < last < 1 << 64 or first % 4096 or (last + 1) % 4096:
                 raise ValueError("domain.reserved needs whole pages: [first byte, last byte] with first < last")
         return self
+
+    @model_validator(mode="after")
+    def _faults_make_sense(self) -> Config:
+        machine = self.machine
+        if machine.engine != "processes" and (machine.on_death == "continue" or machine.restart):
+            key = "restart" if machine.restart else "on_death"
+            raise ValueError(f"machine.{key} is about processes that die; those of engine = {machine.engine} cannot")
+        if machine.on_death == "continue" and self.hypervisor.service == "inline" and self.hypervisor.queue_limit:
+            raise ValueError(
+                "machine.on_death = continue contradicts hypervisor.queue_limit with service = inline: nobody can "
+                "tell whether the dead had been counted as waiting"
+            )
+        seen: set[tuple[str, str]] = set()
+        for fault in machine.parsed_faults:
+            reason = self._why_not(fault)
+            if not reason and not fault.is_to_process and (fault.kind, fault.role) in seen:
+                reason = f"there is another {fault.kind}; give one"
+            if reason:
+                raise ValueError(f"machine.faults: {fault.text}: {reason}")
+            seen.add((fault.kind, fault.role))
+        return self
+
+    def _why_not(self, fault: Fault) -> str | None:
+        """Why a fault cannot happen on this machine, or None."""
+        machine, inline = self.machine, self.hypervisor.service == "inline"
+        if fault.is_to_process and machine.engine != "processes":
+            return f"there is no process to {fault.kind} with engine = {machine.engine}; use processes"
+        if inline and (fault.kind in (*TO_COMPLETIONS, "dead") or (fault.is_to_process and fault.role == "hypervisor")):
+            return "with hypervisor.service = inline every CPU serves itself; there is no process of the hypervisor"
+        count = {"cpu": machine.cpus, "hypervisor": self.hypervisor.servers}.get(fault.role, 0)
+        if fault.number is not None and fault.number >= count:
+            return f"there are {count} of them, counted from 0"
+        if fault.at_s is not None and machine.ops is None and fault.at_s >= machine.seconds:
+            return f"the load ends before that, after {machine.seconds:g} s"
+        return None
 
     @property
     def device(self) -> Literal["pci", "ism"]:
@@ -354,6 +435,14 @@ _COMPLAINTS = {
 }
 
 
+def _shown(value: Any) -> str:
+    """A value that was given, in a line: a number of thousands of digits has no other form that Python would print."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def _one_line(error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if not str(part).isdigit())
@@ -361,9 +450,9 @@ def _one_line(error: ValidationError, where: str) -> str:
     if first["type"] == "extra_forbidden":
         message = "no such key; see the reference of the config"
     elif first["type"] in _COMPLAINTS:
-        message = f"{_COMPLAINTS[first['type']].format(**first.get('ctx', {}))}, not {first['input']!r}"
+        message = f"{_COMPLAINTS[first['type']].format(**first.get('ctx', {}))}, not {_shown(first['input'])}"
     elif first["type"] != "value_error":
-        message = f"{message}, not {first['input']!r}"
+        message = f"{message}, not {_shown(first['input'])}"
     return " ".join(f"{where}: {place}: {message}".split()) if place else f"{where}: {message}"
 
 
@@ -379,7 +468,7 @@ def _read_costs(path: Path) -> dict[str, Any]:
 
 
 def load(
-    machine_file: Path | None = None,
+    machine_file: Path | Config | None = None,
     preset: str | None = None,
     overrides: Iterable[tuple[str, str, Any]] = (),
     costs_file: Path | None = None,
@@ -387,7 +476,7 @@ def load(
     """Put a description together: preset, then machine file, then costs, then single values.
 
     Args:
-        machine_file: the user's TOML, or None.
+        machine_file: the user's TOML, or a description that single values are to change, or None.
         preset: name of the hypervisor preset; None takes the file's, or `kvm`.
         overrides: (section, key, value); None values are left out.
         costs_file: a TOML file whose only section is [costs], or None.
@@ -395,7 +484,12 @@ def load(
     Raises:
         ConfigError: with one line that says what is wrong, where, and what to do.
     """
-    from_file = _read_toml(machine_file) if machine_file else {}
+    if isinstance(machine_file, Config):
+        # Only what was given: what follows from other values may follow otherwise from changed ones.
+        from_file = machine_file.model_dump(exclude_unset=True, exclude_none=True)
+        machine_file = None
+    else:
+        from_file = _read_toml(machine_file) if machine_file else {}
     given = [(section, key, value) for section, key, value in overrides if value is not None]
     preset = next((value for section, key, value in given if (section, key) == ("hypervisor", "preset")), preset)
     hypervisor = from_file.get("hypervisor", {})
@@ -435,6 +529,6 @@ def _culprit(
     costs_file, keys = costs
     if any(place[: len(path)] == path for path in ((section, key) for section, key, _ in given)):
         return "command line"
-    if place[:1] == ("costs",) and place[1] in keys:
+    if place[:1] == ("costs",) and place[1:2] and place[1] in keys:
         return str(costs_file)
     return str(machine_file) if machine_file else "command line"

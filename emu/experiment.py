@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emu.analysis.deaths import handovers
+from emu.analysis.machine_log import Clock, Entry, log_entries
 from emu.analysis.run_result import run_result
 from emu.config import Config, DomainType
 from emu.machine.event_writer import EventCollector
+from emu.machine.recording import Recording
 from emu.machine.supervisor import MachineError, compile_machine
 from emu.machine.supervisor import run_machine as _run_machine
 from emu.workload.program import Workload
@@ -60,9 +63,22 @@ def run_machine(
         on_progress=on_progress,
         on_event=on_event,
     )
-    run = run_result(config, domain, workload, machine.recording)
+    run = run_result(config, domain, workload, machine.recording, machine.deaths)
+    if on_event:
+        for event, values in _log_of(machine.recording, is_virtual=config.machine.engine == "sim"):
+            on_event(event, values)
+        for violation in run["first_violations"]:
+            on_event("violation", violation)
     run["switches"] = machine.switches
     run["died"] = machine.died
+    run["deaths"] = machine.deaths
+    run["lock_handover_ns"] = handovers(machine.deaths, machine.recording.tick_ns)
     run["interrupted"] = machine.interrupted
     run["warnings"] = machine.warnings
     return Outcome(run, machine.died, machine.interrupted, machine.warnings)
+
+
+def _log_of(recording: Recording, *, is_virtual: bool) -> Iterator[Entry]:
+    clock = Clock(recording.tick_ns, recording.start_ticks, recording.start_ns, is_virtual)
+    pids = [int(pid) for pid in recording.contexts["pid"]]
+    return log_entries(recording.log, clock, recording.names, pids)

@@ -66,7 +66,7 @@ def machines() -> st.SearchStrategy[dict[str, Any]]:
         "faults": st.sampled_from([[], ["fq-alloc"]]),
     }
     seconds = st.floats(0, 86_400, exclude_min=True)
-    return subset({**values, "seconds": seconds}) | subset({**values, "ops": st.integers(1)})
+    return subset({**values, "seconds": seconds}) | subset({**values, "ops": st.integers(1, 2**63 - 1)})
 
 
 @st.composite
@@ -250,6 +250,9 @@ WRONG = {
     "section of two lines": '["a\\nb"]\nx = 1',
     "value of two lines": '"a\\nb" = 1',
     "number of 5000 digits": "[machine]\ncpus = " + 5000 * "9",
+    "more operations than 64 bits count": "[machine]\nops = 0x" + 4000 * "f",
+    "an address of thousands of digits": "[domain]\nreserved = [[0, 0x" + 4000 * "f" + "]]",
+    "hexadecimal number of 5000 digits": "[machine]\ncpus = 0x" + 5000 * "f",
     "arrays 5000 deep": "x = " + 5000 * "[",
 }
 

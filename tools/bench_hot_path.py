@@ -368,7 +368,7 @@ _TIMES = {
     *("free_at_ns", "total_wait_ns", "max_wait_ns", "total_schedule_ns", "max_schedule_ns"),
 }
 _STATE = (
-    *("contexts", "domain", "hypervisor", "requests", "servers", "rings", "ring_entries", "timer_base"),
+    *("contexts", "domain", "hypervisor", "requests", "request_ring", "servers", "rings", "ring_entries", "timer_base"),
     *("iova_ranges", "magazines", "rcaches", "cpu_rcaches"),
     *("guest_region_table", "guest_segment_tables", "guest_page_tables"),
 )

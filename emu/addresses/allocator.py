@@ -86,7 +86,7 @@ class Allocator:
         self.layout = Layout(load(overrides=overrides), domain, workload, real_time=False)
         segment = self.layout.segment
         self._context = segment.address("contexts", self.layout.supervisor)
-        self._ctrs = segment["contexts"][self.layout.supervisor].ctrs
+        self._findings = segment["findings"][self.layout.supervisor]
         self.cookie = segment["domain"][0].cookie
         init_machine(self._context)
         queues = 1 if self.cookie.qt == SINGLE_QUEUE else cpus
@@ -105,7 +105,7 @@ class Allocator:
     @property
     def violations(self) -> int:
         """Pages handed out or given back twice so far."""
-        return int(self._ctrs.violations)
+        return int(self._findings.counts.sum())
 
     def step(self, step: int, a: int = 0, b: int = 0, c: int = 0, *, cpu: int = 0) -> int:
         """One of emu.addresses.steps, on behalf of a CPU."""

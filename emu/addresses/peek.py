@@ -14,7 +14,6 @@ from emu.iommu.iova import (
     IOVA_MAG_SIZE,
     IOVA_RANGE_CACHE_MAX_SIZE,
     alloc_iova,
-    check_handed_out,
     free_iova_locked,
     insert_iova_locked,
     iova_cpu_rcache,
@@ -29,6 +28,7 @@ from emu.native.atomics import int64_t
 from emu.native.compile import slow
 from emu.native.rbtree import rb_erase
 from emu.native.record import address_of, deref, element
+from emu.oracle.pages import check_handed_out
 
 NOWHERE, LOADED, PREV, DEPOT, TREE, EMPTIED = range(6)
 """Where an allocation is served from; EMPTIED: from the tree, after the caches were emptied into it."""
@@ -159,18 +159,18 @@ def peek_iova_without(cpu: Any, domain: Any, pages: int, pfn: int, cached_pfn: i
 def alloc_unnoted(cpu: Any, domain: Any, pages: int) -> int:
     """Allocate, but do not note the pages as in use: whoever is to have them is still to be found out."""
     iovad = domain.cookie.iovad
-    allocated = iovad.allocated
-    iovad.allocated = 0
+    oracle = iovad.oracle
+    iovad.oracle = 0
     pfn = iommu_dma_alloc_iova(cpu, domain, pages)
-    iovad.allocated = allocated
+    iovad.oracle = oracle
     return pfn
 
 
 @slow
 def hand_out(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     """Note that a range is in use, where that is checked."""
-    if domain.cookie.iovad.allocated:
-        check_handed_out(cpu, domain.cookie.iovad, pfn, pages)
+    if domain.cookie.iovad.oracle:
+        check_handed_out(cpu, domain.cookie.iovad.oracle, pfn, pages)
 
 
 @slow

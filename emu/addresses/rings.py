@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from emu.iommu.flush_queue import SINGLE_QUEUE, iova_fq, iova_fq_entry
-from emu.iommu.iova import IOVA_RANGE_CACHE_MAX_SIZE, check_given_back, free_iova_fast, order_base_2
+from emu.iommu.iova import IOVA_RANGE_CACHE_MAX_SIZE, free_iova_fast, order_base_2
 from emu.native.compile import slow
 from emu.native.record import deref
+from emu.oracle.pages import check_given_back
 
 _RING_BYTES, _ENTRY_BYTES = iova_fq.itemsize, iova_fq_entry.itemsize
 
@@ -64,8 +65,8 @@ def ring_has(fq: Any, order: int) -> int:
 def ring_drop(cpu: Any, cookie: Any, fq: Any, i: int) -> None:
     """Take an entry out, its pages no longer in use; the others keep their order."""
     dropped = deref(iova_fq_entry, _entry_address(fq, i))
-    if cookie.iovad.allocated:
-        check_given_back(cpu, cookie.iovad, dropped.iova_pfn, dropped.pages)
+    if cookie.iovad.oracle:
+        check_given_back(cpu, cookie.iovad.oracle, dropped.iova_pfn, dropped.pages)
     for j in range(i, 0, -1):
         to, of = deref(iova_fq_entry, _entry_address(fq, j)), deref(iova_fq_entry, _entry_address(fq, j - 1))
         to.iova_pfn = of.iova_pfn

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emu.analysis.breakdown import breakdown
+from emu.analysis.deaths import most_in_hand
+from emu.analysis.violations import books_out_of_balance, first_violations
 from emu.config import QUEUED, Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
 from emu.iommu.domain import DOMAIN_TYPES
 from emu.native.histogram import bucket_bounds, mean, percentile
+from emu.oracle.findings import VIOLATION_KINDS
 from emu.workload.program import OP_MARK, Workload
 
 if TYPE_CHECKING:
     from emu.machine.recording import Recording
 
-VIOLATIONS = {
-    "addresses": "violations",
-    "queued_while_strict": "queued_while_strict",
-    "queues_of_another_type": "queues_of_another_type",
-}
-"""The counter of each kind of violation."""
+COUNTED_VIOLATIONS = ("queued_while_strict", "queues_of_another_type")
+"""Kinds that are counters of every process, of the same names."""
 _TYPE_NAMES = {number: name for name, number in DOMAIN_TYPES.items()}
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
-def run_result(config: Config, domain: DomainType, workload: Workload, recording: Recording) -> dict[str, Any]:
+def run_result(
+    config: Config, domain: DomainType, workload: Workload, recording: Recording, deaths: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Everything that is said about one run.
 
     Times are ns, rates are per second; `latency_ns` and `exposure` come from histograms whose buckets are 3 % wide.
@@ -36,7 +39,8 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
     seconds = _seconds(cpus)
     pairs = int(cpus["ctrs"]["unmaps"].sum())
     global_flushes = int(ctrs["global_rpcits"].sum())
-    violations = {kind: _sum_with_supervisor(recording, counter) for kind, counter in VIOLATIONS.items()}
+    conservation = _conservation(recording, ctrs, domain, most_in_hand(deaths))
+    violations = _violations(recording, conservation)
     return {
         "domain": domain,
         "type_at_end": _TYPE_NAMES[int(recording.domain["type"][0])],
@@ -53,6 +57,7 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
             "map": _latency(recording.histograms["map"], recording.tick_ns),
             "unmap": _latency(recording.histograms["unmap"], recording.tick_ns),
         },
+        "histograms": _histograms(recording),
         "counters": _kernel_counters(ctrs),
         "phases": _phases(workload, recording),
         "maps": int(ctrs["maps"].sum()),
@@ -70,16 +75,24 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "overrun_iovas": int(ctrs["overrun_iovas"].sum()),
         "rcache_flushes": int(ctrs["rcache_flushes"].sum()),
         "locks": _locks(recording),
+        "breakdown": _breakdown(recording),
         "hypervisor": _hypervisor(recording, seconds),
         "exposure": _exposure(recording, ctrs),
         "violations": sum(violations.values()),
         "violations_by_kind": violations,
+        "first_violations": first_violations(recording),
         "checked": config.machine.check,
         "events": {"recorded": recording.events_recorded, "lost": recording.events_lost}
         if config.machine.record
         else None,
-        "conservation": _conservation(recording, ctrs, domain),
+        "conservation": conservation,
         "processes": _processes(recording),
+        "clock": {
+            "tick_ns": recording.tick_ns,
+            "start_ticks": recording.start_ticks,
+            "start_ns": recording.start_ns,
+            "is_virtual": config.machine.engine == "sim",
+        },
         "segment_bytes": recording.segment_bytes,
         "fell_back_to_strict": recording.fq_init_failed or _is_denied_its_queue(config, domain),
         "device": config.device,
@@ -87,6 +100,17 @@ def run_result(config: Config, domain: DomainType, workload: Workload, recording
         "bugs": list(config.domain.bugs),
         "faults": list(config.machine.faults),
         "notes": [*workload.notes, *_notes(config, domain)],
+    }
+
+
+def _violations(recording: Recording, conservation: dict[str, Any] | None) -> dict[str, int]:
+    """How many of each kind: found while it ran, counted by every process, and seen in the books."""
+    counts = recording.findings["counts"].sum(axis=0)
+    return {
+        **{kind: int(count) for kind, count in zip(VIOLATION_KINDS, counts, strict=True)},
+        **{kind: _sum_with_supervisor(recording, kind) for kind in COUNTED_VIOLATIONS},
+        **books_out_of_balance(conservation, recording.most_pages),
+        "flushes_not_done": int(recording.servers["not_served"].sum()),
     }
 
 
@@ -114,6 +138,19 @@ def _latency(histogram: npt.NDArray[np.int64], unit_ns: float) -> dict[str, floa
     result["max"] = round(float(bucket_bounds()[counted[-1] + 1]) * unit_ns, 1) if len(counted) else 0.0
     result["mean"] = round(mean(histogram) * unit_ns, 1)
     return result
+
+
+def _histograms(recording: Recording) -> dict[str, list[list[float]]]:
+    """Whole histograms, without empty buckets: [upper bound in ns, count] of each, the lowest first."""
+    units = {"map": recording.tick_ns, "unmap": recording.tick_ns, "exposure": recording.tick_ns, "wait": 1.0}
+    upper = bucket_bounds()[1:]
+    found = {}
+    for name, unit_ns in units.items():
+        counts = recording.histograms[name]
+        counted = np.flatnonzero(counts)
+        bounds = np.round(upper[counted] * unit_ns, 1).tolist()
+        found[name] = [[bound, int(count)] for bound, count in zip(bounds, counts[counted], strict=True)]
+    return found
 
 
 def _kernel_counters(ctrs: npt.NDArray[Any]) -> dict[str, int]:
@@ -171,6 +208,13 @@ def _locks(recording: Recording) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["total_wait_ns"])
 
 
+def _breakdown(recording: Recording) -> dict[str, Any] | None:
+    if recording.stages is None:
+        return None
+    histograms = recording.histograms
+    return breakdown(recording.stages, histograms["map"], histograms["unmap"], recording.tick_ns)
+
+
 def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
     servers = recording.servers
     requests = int(servers["requests"].sum())
@@ -183,6 +227,7 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
         "busy_ns": busy_ns,
         "emulated_ns": int(servers["emulated_ns"].sum()),
         "utilisation": min(busy_ns / capacity_ns, 1.0) if capacity_ns else 0.0,
+        "waited": int(recording.histograms["wait"][1:].sum()),
         "queue_wait_ns": _waits(recording.histograms["wait"], servers, "wait"),
         "schedule_ns": _waits(recording.histograms["schedule"], servers, "schedule"),
         "queue_length": {
@@ -191,6 +236,8 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
         },
         "walked": int(servers["walked"].sum()),
         "changed": int(servers["changed"].sum()),
+        "served_again": int(servers["served_again"].sum()),
+        "completions": {name: int(servers[name].sum()) for name in ("dropped", "duplicated", "reordered")},
     }
 
 
@@ -212,8 +259,18 @@ def _exposure(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
         "p99_ns": latency["p99"],
         "max_ns": round(float(max(longest)) * recording.tick_ns, 1),
         "page_seconds": float(_sum_with_supervisor(recording, "exposure_page_ticks")) * recording.tick_ns / 1e9,
+        "devices": _devices(recording),
         "still_open": int(left["queued"][0]) if left is not None else None,
     }
+
+
+def _devices(recording: Recording) -> dict[str, int] | None:
+    """What became of the accesses of devices; None without any."""
+    if not len(recording.devices):
+        return None
+    names = ("accesses", "live", "faults", "unmapping", "stale", "stale_to_others", "undecided")
+    counts = {name: int(recording.devices[name].sum()) for name in names}
+    return {"count": len(recording.devices), **counts, "iotlb_hits": recording.iotlb_hits}
 
 
 def _sum_with_supervisor(recording: Recording, counter: str) -> int:
@@ -221,8 +278,10 @@ def _sum_with_supervisor(recording: Recording, counter: str) -> int:
     return int(recording.contexts["ctrs"][counter].sum()) + int(recording.supervisor["ctrs"][counter])
 
 
-def _conservation(recording: Recording, ctrs: npt.NDArray[Any], domain: DomainType) -> dict[str, Any] | None:
-    """The sums that must balance; None after a death, when nobody knows what the dead had in hand."""
+def _conservation(
+    recording: Recording, ctrs: npt.NDArray[Any], domain: DomainType, in_hand: int
+) -> dict[str, Any] | None:
+    """The sums that must balance, but for what the dead can have had in hand; None where that is not repaired."""
     if recording.teardown is None:
         return None
     left = recording.teardown[0]
@@ -239,15 +298,9 @@ def _conservation(recording: Recording, ctrs: npt.NDArray[Any], domain: DomainTy
         "table_pages_left": int(left["table_pages"]),
         "ranges_left": int(left["ranges_left"]),
         "lost_iovas": int(ctrs["lost_iovas"].sum()),
+        "in_hand_of_the_dead": in_hand,
     }
-    sums["holds"] = (
-        sums["mapped_pages"] - sums["unmapped_pages"] == sums["live_pages"]
-        and sums["queued"] + sums["reclaimed"] + sums["overrun"] == unmapped
-        and sums["table_pages_left"] == 0
-        and sums["ranges_left"] == sums["overrun"]
-        and sums["lost_iovas"] == 0
-    )
-    return sums
+    return {**sums, "holds": not any(books_out_of_balance(sums, recording.most_pages).values())}
 
 
 def _processes(recording: Recording) -> list[dict[str, Any]]:

@@ -255,4 +255,5 @@ def _object(said: object) -> dict[str, Any]:
 
 
 def _count(said: object) -> int | None:
-    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
+    """A counter's value; the kernel's have 64 bits."""
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said < 1 << 64 else None

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from os import fstat
 from pathlib import Path
+from typing import Any
 
 from emu.capture.events import CaptureError, CaptureReport
+from emu.capture.scanner import LONGEST_LINE_BYTES
 
 Progress = Callable[[int, int], None]
 """Told the bytes of the file consumed, and their total."""
 
 _BLOCK_BYTES = 1 << 20
-_LONGEST_LINE_BYTES = 1 << 16
 _GZIP = b"\x1f\x8b"
 _LONGEST_MAGIC = 16
 _NO_TEXT = {
@@ -50,7 +51,8 @@ def opened(path: Path) -> BufferedReader:
 def blocks_of_lines(file: BufferedReader, report: CaptureReport, progress: Progress | None) -> Iterator[bytes]:
     """Blocks of whole lines, each ended by a newline, as far as they can be had.
 
-    An endless line (not a text file) is cut, so that memory stays bounded.
+    An endless line (not a text file) is cut, so that memory stays bounded. The scanner cuts those inside a block, at
+    the same places, so that it does not matter in which pieces a text comes.
 
     Args:
         file: opened by `opened`.
@@ -68,9 +70,9 @@ def blocks_of_lines(file: BufferedReader, report: CaptureReport, progress: Progr
             rest = begun
         else:
             rest += piece
-        if len(rest) > _LONGEST_LINE_BYTES:
-            yield rest + b"\n"
-            rest = b""
+        while len(rest) > LONGEST_LINE_BYTES:
+            yield rest[:LONGEST_LINE_BYTES] + b"\n"
+            rest = rest[LONGEST_LINE_BYTES:]
     if rest:
         yield rest + b"\n"
 
@@ -79,9 +81,11 @@ def _content(file: BufferedReader, report: CaptureReport, progress: Progress | N
     """The decompressed bytes of a file, in pieces."""
     try:
         total_bytes = fstat(file.fileno()).st_size
-        head = file.peek(_LONGEST_MAGIC)
+        # Read, not peeked at: a pipe may hold the first byte alone for a while.
+        head = file.read(_LONGEST_MAGIC)
         _refuse_other_formats(file.name, head)
-        stream = gzip.GzipFile(fileobj=file) if head.startswith(_GZIP) else file
+        whole = BufferedReader(_Rejoined(head, file), _BLOCK_BYTES)
+        stream = gzip.GzipFile(fileobj=whole) if head.startswith(_GZIP) else whole
         while piece := stream.read1(_BLOCK_BYTES):
             yield piece
             if progress and total_bytes:
@@ -90,6 +94,24 @@ def _content(file: BufferedReader, report: CaptureReport, progress: Progress | N
         report.truncated = True
     except OSError as error:
         raise CaptureError(f"{file.name} cannot be read ({error.strerror}); check the file system it is on") from error
+
+
+class _Rejoined(RawIOBase):
+    """A file whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, file: BufferedReader) -> None:
+        self._head = head
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._head:
+            return self._file.readinto1(buffer)
+        count = min(len(self._head), len(buffer))
+        buffer[:count], self._head = self._head[:count], self._head[count:]
+        return count
 
 
 def _refuse_other_formats(name: str, head: bytes) -> None:

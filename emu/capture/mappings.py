@@ -24,6 +24,9 @@ from emu.native.record import deref, element, int64_t, struct
 _NODES_AT_ONCE = 1 << 16
 _CONTEXTS_OF_A_CPU = 2
 _LAST = (1 << 63) - 1
+_LOW_BITS = (1 << 40) - 1
+_MOST_CHUNKS = 4096
+"""No call maps more chunks: so far is looked for the end of one that a synchronisation spans."""
 
 live_t = struct(node=rb_node, start="i8", end="i8", owner="i8", chunk="i8")
 """A live chunk, in the tree by owner and address; no two of one owner overlap."""
@@ -198,7 +201,10 @@ def count_left(work_address: int) -> int:
 @jit
 def _pending_slot(work: Any, cpu: int, start: int) -> int:
     """Where a chunk left on that CPU, that starts there, is or would be."""
-    at = ((start >> PAGE_SHIFT) * 1_000_003 + cpu * 7919) & work.pending_mask
+    page = start >> PAGE_SHIFT
+    # Ranges are aligned to their sizes, so what tells them apart may be in the high bits alone.
+    page = (page ^ (page >> 9) ^ (page >> 18) ^ (page >> 27)) & _LOW_BITS
+    at = (page * 1_000_003 + cpu * 7919) & work.pending_mask
     while True:
         chunk = element(index_t, work.pending, at).value
         if chunk < 0:
@@ -219,10 +225,11 @@ def _pending(work: Any, cpu: int, start: int) -> int:
 @jit
 def _link_spanned(work: Any, sync: Any) -> None:
     """Make one call of the chunks left that a synchronisation on their CPU spans exactly, if there are such."""
-    at = sync.start
+    at, chunks = sync.start, 0
     while at < sync.end:
         chunk = _pending(work, sync.cpu, at)
-        if chunk < 0:
+        chunks += 1
+        if chunk < 0 or chunks > _MOST_CHUNKS:
             return
         at = _chunk_event(work, chunk).end
     if at != sync.end:
@@ -346,7 +353,7 @@ def group_mappings(
     held = _start(work, events, chunks, by_owner=by_owner)
     address = work.ctypes.data
     while not follow_live_chunks(address):
-        held.append(_more_nodes(work))
+        held.append(_more_nodes(work, _NODES_AT_ONCE))
     if left := count_left(address):
         _link_left(work, events, left)
     mappings = np.zeros(int(work["calls"][0]), mapping_t)
@@ -369,12 +376,13 @@ def _start(
     work["by_owner"] = by_owner
     work["last"] = last.ctypes.data
     begin_grouping(work.ctypes.data)
-    return [last, _more_nodes(work)]
+    # One is free at any time, also when all chunks are live.
+    return [last, _more_nodes(work, min(len(chunks) + 1, _NODES_AT_ONCE))]
 
 
-def _more_nodes(work: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+def _more_nodes(work: npt.NDArray[np.void], count: int) -> npt.NDArray[np.void]:
     """Give the tree more free nodes; they must be kept alive."""
-    nodes = np.zeros(_NODES_AT_ONCE, live_t)
+    nodes = np.zeros(count, live_t)
     addresses = nodes.ctypes.data + np.arange(len(nodes)) * live_t.itemsize
     nodes["node"]["next"][:-1] = addresses[1:]
     nodes["node"]["next"][-1] = work["free"][0]

@@ -13,6 +13,7 @@ from emu.capture.scanner import (
     ARGUMENT_OF,
     ARGUMENTS,
     KIND_OF,
+    LONGEST_LINE_BYTES,
     MOST_CPUS,
     MOST_OWNERS,
     OWNER_SLOTS,
@@ -43,6 +44,23 @@ _WRITTEN_BY = re.compile("^(?:tracing_mark_write|0x[0-9a-f]+): ")
 """trace-cmd says which function wrote a mark; tracefs says it in the event's name."""
 _PASSED_OVER = re.compile(rb"#|cpus=|version = |CPU [0-9]+ is empty|(?: => |\t\s*[0-9a-f]{4,16} )|\s*$")
 """Headers, and the lines of call chains: ftrace's ` => function`, perf's tab, address and symbol."""
+
+
+def _table(meanings: dict[str, int]) -> npt.NDArray[np.void]:
+    """The table in which the scanner looks words up."""
+    table = np.zeros(WORD_SLOTS, word_t)
+    for word, meaning in meanings.items():
+        number = word_hash(word)
+        slot = number % WORD_SLOTS
+        while table[slot]["word"]:
+            slot = (slot + 1) % WORD_SLOTS
+        table[slot] = number, meaning
+    return table
+
+
+_NAMES = _table(KIND_OF)
+_WORDS = _table(ARGUMENT_OF)
+_WORDS_BUT_PHYSICAL = _table({word: means for word, means in ARGUMENT_OF.items() if word != PHYSICAL_WORD})
 
 
 class GrowingArray:
@@ -76,7 +94,6 @@ class Parser:
     Attributes:
         report: complete after `events`, but for what is about mappings.
         marks: see `Capture.marks`.
-        devices: see `Capture.devices`.
         header_cpus: CPUs that the trace's header tells of, 0 if it does not.
     """
 
@@ -84,8 +101,8 @@ class Parser:
         compile_entries([scan_lines])
         self.report = CaptureReport()
         self.marks: list[str] = []
-        self.devices: list[str] = []
         self.header_cpus = 0
+        self._device_numbers: dict[str, int] = {}
         self._lost_by_header = 0
         self._lost_by_line = 0
         self._is_trace_cmd = False
@@ -95,8 +112,8 @@ class Parser:
         self._paddrs = GrowingArray(np.dtype(np.int64)) if physical else None
         self._owners = np.zeros(MOST_OWNERS, np.int64)
         self._tables = {
-            "names": _table(KIND_OF),
-            "words": _table({word: means for word, means in ARGUMENT_OF.items() if physical or word != PHYSICAL_WORD}),
+            "names": _NAMES,
+            "words": _WORDS if physical else _WORDS_BUT_PHYSICAL,
             "owners": self._owners,
             "owner_slots": np.zeros(OWNER_SLOTS, owner_slot_t),
             "tags": np.zeros(MOST_CPUS * TAGS_OF_A_CPU, tag_t),
@@ -106,6 +123,11 @@ class Parser:
         self._scan["owner_count"] = 1
         for name, table in self._tables.items():
             self._scan[name] = table.ctypes.data
+
+    @property
+    def devices(self) -> list[str]:
+        """See `Capture.devices`."""
+        return list(self._device_numbers)
 
     @property
     def highest_cpu(self) -> int:
@@ -119,7 +141,7 @@ class Parser:
 
     def feed(self, block: bytes) -> None:
         """Take in whole lines, the last ended by a newline."""
-        scan, lines = self._scan, block.count(b"\n")
+        scan, lines = self._scan, block.count(b"\n") + len(block) // LONGEST_LINE_BYTES
         scan["text"] = np.frombuffer(block, np.uint8).ctypes.data
         scan["events"] = self._events.reserve(self._said("event_count") + lines)
         scan["ring_states"] = self._ring_states.reserve(self._said("ring_state_count") + lines)
@@ -177,10 +199,7 @@ class Parser:
             self.marks.append(_WRITTEN_BY.sub("", said))
 
     def _device(self, said: str) -> int:
-        name = said.rpartition("device=")[2]
-        if name not in self.devices:
-            self.devices.append(name)
-        return self.devices.index(name)
+        return self._device_numbers.setdefault(said.rpartition("device=")[2], len(self._device_numbers))
 
     def _take_other_line(self, line: bytes) -> None:
         if header := _CPUS_HEADER.match(line):
@@ -192,15 +211,3 @@ class Parser:
             self._lost_by_line += int(lost[1] or lost[2] or 1)
         elif not _PASSED_OVER.match(line):
             self.report.broken_lines += 1
-
-
-def _table(meanings: dict[str, int]) -> npt.NDArray[np.void]:
-    """The table in which the scanner looks words up."""
-    table = np.zeros(WORD_SLOTS, word_t)
-    for word, meaning in meanings.items():
-        number = word_hash(word)
-        slot = number % WORD_SLOTS
-        while table[slot]["word"]:
-            slot = (slot + 1) % WORD_SLOTS
-        table[slot] = number, meaning
-    return table

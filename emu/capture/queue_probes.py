@@ -70,6 +70,7 @@ finished, and when its CPU went on, to free all rings or to append. `call` is th
 _opened_t = np.dtype([("cause", "i8"), ("begin", "i8"), ("end", "i8"), ("call", "i8"), ("cpu", "i4")], align=True)
 """A flush as its lines tell of it: indices of events; `call` as in probed_flush_t."""
 
+_LARGEST_RING = 1 << 24
 _APART_NS = 8
 """No two lines are closer, so that there is time for what happened between them."""
 _NEXT_NS = 2
@@ -177,6 +178,8 @@ def _calls(capture: Capture) -> npt.NDArray[np.void]:
     if len(appends) != np.count_nonzero(events["kind"] == UNMAP) or (appends["started"] < 0).any():
         raise _Untold
     if (appends["head"] < 0).any() or (appends["tail"] < 0).any():
+        raise _Untold
+    if max(appends["head"].max(), appends["tail"].max()) >= _LARGEST_RING:
         raise _Untold
     calls = np.zeros(len(appends), call_t)
     calls["event"], calls["stamp"] = appends["event"], appends["started"]

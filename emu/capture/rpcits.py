@@ -28,6 +28,9 @@ _REORDERED_NS = 30_000_000
 """How long a map may take from its address to its RPCIT, so that others overtake it: a guest's CPU can be held up in
 between. Maps further apart are in their order."""
 
+_MOST_OVERTAKEN = 1024
+"""More maps than that are not overtaken meanwhile."""
+
 _Events = npt.NDArray[np.void]
 _Indices = npt.NDArray[np.int64]
 _SUPPLIED, _INSERTED, _RECORDED = range(3)
@@ -151,7 +154,8 @@ def _allocated_at(events: _Events, maps: _Indices) -> _Indices:
     for index, (owner, start, time_ns) in enumerate(rows):
         before = in_order[owner]
         place = len(before)
-        while place:
+        furthest = max(place - _MOST_OVERTAKEN, 0)
+        while place > furthest:
             other, other_ns, other_at = before[place - 1]
             if not 0 < other - start <= come_round or other_ns < time_ns - _REORDERED_NS:
                 break

@@ -51,6 +51,7 @@ from emu.capture.events import (
 from emu.native.compile import entry, inline, jit, slow
 from emu.native.record import byte_at, deref, element, int64_t, struct
 
+LONGEST_LINE_BYTES = 1 << 16
 MOST_CPUS = 10_000
 MOST_OWNERS = 1 << 16
 OWNER_SLOTS = 1 << 17
@@ -628,6 +629,8 @@ def _leave_to_python(scan: Any, begin: int, stop: int, event: int) -> None:
 @jit
 def _take_line(scan: Any, begin: int, stop: int) -> None:
     text = scan.text
+    if stop > begin and byte_at(text, stop - 1) == _RETURN:
+        stop -= 1
     at = begin
     while at < stop:
         if byte_at(text, at) == _OPEN:
@@ -653,16 +656,17 @@ def scan_lines(scan_address: int, length: int) -> int:
     """Take in the lines of `scan.text`, `length` bytes that end with a newline; returns how many lines.
 
     There must be room for as many more events, ring states and odd lines as there are lines, and where `scan.paddrs` is
-    not 0, physical addresses.
+    not 0, physical addresses. A line longer than `LONGEST_LINE_BYTES` is taken as several.
     """
     scan = deref(scan_t, scan_address)
     begin = at = lines = 0
     while at < length:
         if byte_at(scan.text, at) == _NEWLINE:
-            stop = at
-            if stop > begin and byte_at(scan.text, stop - 1) == _RETURN:
-                stop -= 1
-            _take_line(scan, begin, stop)
+            while at - begin > LONGEST_LINE_BYTES:
+                _take_line(scan, begin, begin + LONGEST_LINE_BYTES)
+                begin += LONGEST_LINE_BYTES
+                lines += 1
+            _take_line(scan, begin, at)
             begin = at + 1
             lines += 1
         at += 1

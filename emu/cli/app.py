@@ -15,10 +15,17 @@ from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
 from emu.cli.doctor import doctor
+from emu.cli.explore import explore
+from emu.cli.export import export
 from emu.cli.failure import BUG, FINE, INTERRUPTED, WRONG_CALL, Failure
+from emu.cli.logs import logs
 from emu.cli.replay import replay
+from emu.cli.report import report
 from emu.cli.run import run
 from emu.cli.set import set_
+from emu.cli.stress import stress
+from emu.cli.top import top
+from emu.report.plain import one_line
 
 app = App(
     name="emu",
@@ -45,6 +52,28 @@ app.command(
     name="set",
     usage="Usage: emu set KEY VALUE [OPTIONS]",
     help_epilogue="Example: emu set type DMA-FQ",
+)
+app.command(stress, usage="Usage: emu stress [OPTIONS]", help_epilogue="Example: emu stress --minutes 10 --seed 1")
+app.command(
+    explore, usage="Usage: emu explore [OPTIONS]", help_epilogue="Example: emu explore --domain DMA-SQ --with-timer 1"
+)
+app.command(
+    logs,
+    usage="Usage: emu logs RUN [RUN…] [OPTIONS]",
+    help_epilogue="Example: emu run --engine sim --out first && emu logs first --ask flush-causes",
+)
+app.command(
+    report,
+    usage="Usage: emu report RUN… [OPTIONS]",
+    help_epilogue="Example: emu run --preset lpar --seconds 0.5 --out lpar && emu report lpar",
+)
+app.command(
+    export,
+    usage="Usage: emu export RUN --format FORMAT [OPTIONS]",
+    help_epilogue="Example: emu run --domain DMA-FQ --record --out my-run && emu export my-run --format perfetto",
+)
+app.command(
+    top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 
@@ -91,5 +120,5 @@ def _usage_error(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 
 def _complain(arguments: Sequence[str], message: str, code: int) -> int:
-    print(f"{_name(arguments)}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{_name(arguments)}: {one_line(' '.join(message.split()))}", file=sys.stderr)
     return code

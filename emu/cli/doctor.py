@@ -156,9 +156,9 @@ def _write(target: Path, text: str) -> None:
 
 def _print(found: Calibration, place: dict[str, Any], target: Path) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
     from emu.report.calibration import Step, print_operations, print_steps
+    from emu.report.plain import plain
 
     console = Console(highlight=False)
     meanings = {name.removesuffix("_ns"): key.description or "" for name, key in CostsConfig.model_fields.items()}
@@ -183,4 +183,4 @@ def _print(found: Calibration, place: dict[str, Any], target: Path) -> None:
             f"[yellow]Note[/yellow]: load average {place['load'][0]:.1f} on {cores()} cores: other programs may have "
             "disturbed it, wake_ns most of all"
         )
-    console.print(f"Written to {escape(str(target))}; use it with: emu run --engine sim --costs {escape(str(target))}")
+    console.print(f"Written to {plain(str(target))}; use it with: emu run --engine sim --costs {plain(str(target))}")

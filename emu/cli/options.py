@@ -13,6 +13,7 @@ from cyclopts import Parameter, Token
 
 from emu.cli.failure import Failure
 from emu.config import Config, ConfigError, DomainType, load
+from emu.fault import SYNTAX
 
 Override = tuple[str, str, Any]
 """(section, key, value) of one value given on the command line."""
@@ -47,6 +48,12 @@ _FLAGS = {
     "switch": ("machine", "timeline"),
     "bug": ("domain", "bugs"),
     "fault": ("machine", "faults"),
+    "check": ("machine", "check"),
+    "record": ("machine", "record"),
+    "breakdown": ("machine", "breakdown"),
+    "devices": ("machine", "devices"),
+    "on_death": ("machine", "on_death"),
+    "restart": ("machine", "restart"),
 }
 """The option that sets each key, by its name in Python."""
 
@@ -121,17 +128,54 @@ class MachineOptions:
         Parameter(
             negative=(),
             metavar="NAME",
-            help="Have a bug on purpose, which the run's checks find: init-fq-before-type or queue-before-type; "
-            "repeatable; default none.",
+            help="Have a bug on purpose, which the run's checks find: init-fq-before-type, queue-before-type or "
+            "reuse-unflushed; repeatable; default none.",
         ),
     ] = None
     fault: Annotated[
         list[str] | None,
         Parameter(
             negative=(),
-            metavar="NAME",
-            help="Have something fail on purpose: fq-alloc, the memory of a flush queue; repeatable; default none.",
+            metavar="FAULT",
+            help="Have something fail on purpose, as in --fault kill:cpu1@0.3s; repeatable; default none. One of: "
+            f"{'; '.join(SYNTAX)}. ROLE is cpuN, cpu*, timer, hypervisor or any; TIME is as 0.3s or 20ms. See "
+            "docs/faults.md.",
         ),
+    ] = None
+    on_death: Annotated[
+        str | None,
+        Parameter(
+            help="When the process of a CPU dies: stop the machine, or continue with the others, which take over its "
+            "locks, and the timer what it had cached; default stop."
+        ),
+    ] = None
+    restart: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            metavar="ROLE",
+            help="Start the process anew when it dies, hypervisor or timer; repeatable; default neither.",
+        ),
+    ] = None
+    check: Annotated[
+        bool | None,
+        Parameter(help="Watch every operation for violations, at some percent of the throughput; default yes."),
+    ] = None
+    devices: Annotated[
+        int | None,
+        Parameter(
+            converter=whole_number,
+            help="Devices that do DMA while the load runs, also to what was unmapped; what gets through is counted; "
+            "default 0.",
+        ),
+    ] = None
+    record: Annotated[
+        bool | None,
+        Parameter(help="Record every operation to the run's folder, for emu logs; default no."),
+    ] = None
+    breakdown: Annotated[
+        bool | None,
+        Parameter(help="Measure where the time of maps and unmaps goes, which costs some of it; default no."),
     ] = None
     set_: Annotated[
         list[str] | None,
@@ -173,6 +217,8 @@ def parse_setting(text: str) -> Override:
         if not written or written[0] in "[{\"'" or "\n" in written:
             raise Failure(f"--set {text}: {written or 'nothing'} is not a TOML value; quote it or close it") from None
         return section, key, written
+    except (ValueError, RecursionError):  # also integers of thousands of digits, and arrays as deep
+        raise Failure(f"--set {text:.80}: no value is that large") from None
     if len(table) != 1:
         raise Failure(f"--set {section}.{key}: takes one value; repeat --set for another")
     return section, key, table["value"]
@@ -194,6 +240,11 @@ def parse_switch(text: str) -> dict[str, Any]:
     if what not in types:
         raise Failure(f"--switch {text}: must be {', '.join(types)}, {' or '.join(_DRIVER)}, not {what!r}")
     return {"at_s": at_s, "type": what}
+
+
+def key_of(option: str) -> tuple[str, str] | None:
+    """The section and key that an option sets, by its name in Python; None where there is no such option."""
+    return _FLAGS.get(option)
 
 
 def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str], tuple[str, Any]]:
@@ -228,7 +279,7 @@ def overrides_of(options: MachineOptions, **others: Any) -> dict[tuple[str, str]
 
 
 def configured(
-    machine_file: Path | None,
+    machine_file: Path | Config | None,
     typed: dict[tuple[str, str], tuple[str, Any]],
     *,
     default_preset: str | None = None,
@@ -237,7 +288,7 @@ def configured(
     """The description of a run from preset, files and options.
 
     Args:
-        machine_file: the user's TOML, or None.
+        machine_file: the user's TOML, or a description that is complete but for what was typed, or None.
         typed: what `overrides_of` found.
         default_preset: the preset where neither file nor options name one; None for the usual one.
         costs_file: what --costs names, or None.
@@ -255,7 +306,7 @@ def configured(
 
 
 def _resolved(
-    machine_file: Path | None,
+    machine_file: Path | Config | None,
     typed: dict[tuple[str, str], tuple[str, Any]],
     default_preset: str | None,
     costs_file: Path | None,
@@ -275,7 +326,7 @@ def _resolved(
     raise Failure(message)
 
 
-def _loads(machine_file: Path, preset: str | None) -> bool:
+def _loads(machine_file: Path | Config, preset: str | None) -> bool:
     """Whether the file is fine without any option."""
     try:
         load(machine_file, preset)

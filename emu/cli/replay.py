@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from emu.analysis.kernel_comparison import Comparison
+    from emu.analysis.verification import Verification
     from emu.capture.counters import KernelCounters
     from emu.capture.ftrace import Capture
     from emu.cli.session import Session
     from emu.config import Config
     from emu.workload.program import Workload
 
+SPEEDS = ("asap", "real")
 _MACHINE = MachineOptions()
 _OUTPUT = OutputOptions()
 _AMPLE_MB = 16_384
@@ -61,48 +63,83 @@ def replay(
     """
     typed = overrides_of(machine)
     if verify:
-        _prepare_verification(typed)
-    if speed not in ("asap", "real"):
+        prepare_verification(typed)
+    if speed not in SPEEDS:
         raise Failure(f"--speed: must be asap or real, not {speed!r}")
 
-    from emu.capture.counters import read_counters
     from emu.capture.events import CaptureError
+    from emu.cli.session import Session
+
+    try:
+        recorded = read_recorded(capture_file, typed, machine.costs, physical=verify, quiet=output.quiet)
+        with Session("replay", recorded.config, output, "verify" if verify else "replay") as session:
+            if verify:
+                _verify(session, recorded, as_json=output.json)
+            else:
+                comparisons = replay_recorded(session, recorded, speed)
+                session.print_results(lambda console: _print(console, recorded, comparisons, speed))
+    except CaptureError as error:
+        raise Failure(str(error)) from None
+    return session.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a real kernel did, and the machine that is to do it again."""
+
+    capture: Capture
+    kernel: KernelCounters | None
+    config: Config
+
+
+def read_recorded(
+    capture_file: Path,
+    typed: dict[tuple[str, str], tuple[str, Any]],
+    costs_file: Path | None,
+    *,
+    physical: bool,
+    quiet: bool,
+) -> Recorded:
+    """Read a capture and what lies beside it.
+
+    Args:
+        capture_file: the capture, or the name of one of the package.
+        typed: what was said of the machine, as `overrides_of` has it.
+        costs_file: as in `configured`.
+        physical: read physical addresses too, which a verification needs.
+        quiet: show no progress.
+
+    Raises:
+        CaptureError: it cannot be read.
+        Failure: the machine cannot be.
+    """
+    from emu.capture.counters import read_counters
     from emu.capture.ftrace import ENTRIES, read_capture
     from emu.capture.shipped import find_capture
     from emu.native.compile import compile_entries
     from emu.report.progress import ProgressBars
 
-    try:
-        capture_file = find_capture(capture_file)
-        kernel = read_counters(capture_file)
-        # Wrong options are told before a long trace is read.
-        _configured(typed, kernel, capture_file, machine.costs)
-        with ProgressBars(quiet=output.quiet) as bars:
-            compile_entries(ENTRIES, bars.compiled)
-            kept_pages = kernel.kept_pages if kernel else None
-            capture = read_capture(capture_file, bars.read, kept_pages, physical=verify)
-        typed.setdefault(("machine", "cpus"), ("the capture", capture.cpus))
-        config = _configured(typed, kernel, capture_file, machine.costs)
-        if verify:
-            return _verify(capture, kernel, config, output)
-        return _replay(capture, kernel, config, output, speed)
-    except CaptureError as error:
-        raise Failure(str(error)) from None
+    capture_file = find_capture(capture_file)
+    kernel = read_counters(capture_file)
+    # Wrong options are told before a long trace is read.
+    _configured(typed, kernel, capture_file, costs_file)
+    with ProgressBars(quiet=quiet) as bars:
+        compile_entries(ENTRIES, bars.compiled)
+        kept_pages = kernel.kept_pages if kernel else None
+        capture = read_capture(capture_file, bars.read, kept_pages, physical=physical)
+    with_cpus = {("machine", "cpus"): ("the capture", capture.cpus), **typed}
+    return Recorded(capture, kernel, _configured(with_cpus, kernel, capture_file, costs_file))
 
 
-def _replay(capture: Capture, kernel: KernelCounters | None, config: Config, output: OutputOptions, speed: str) -> int:
-    from emu.cli.session import Session
-
-    with Session("replay", config, output, "replay") as session:
-        session.more["speed"] = speed
-        session.more["capture"] = _described(capture)
-        session.run_domains(lambda: _workload(capture, config), real_time=speed == "real")
-        comparisons = _compare(session, capture, kernel, config)
-        session.print_results(lambda console: _print(console, capture, kernel, comparisons, speed))
-    return session.exit_code
+def replay_recorded(session: Session, recorded: Recorded, speed: str) -> list[Comparison]:
+    """Run every domain of the description under the recorded load; `speed`: one of SPEEDS."""
+    session.more["speed"] = speed
+    session.more["capture"] = _described(recorded.capture)
+    session.run_domains(lambda: _workload(recorded.capture, recorded.config), real_time=speed == "real")
+    return _compare(session, recorded)
 
 
-def _prepare_verification(typed: dict[tuple[str, str], tuple[str, Any]]) -> None:
+def prepare_verification(typed: dict[tuple[str, str], tuple[str, Any]]) -> None:
     """Refuse what contradicts it, and set what it needs unless told otherwise."""
     engine, domains = typed.get(("machine", "engine")), typed.get(("domain", "types"))
     if engine and engine[1] != "sim":
@@ -113,38 +150,45 @@ def _prepare_verification(typed: dict[tuple[str, str], tuple[str, Any]]) -> None
     typed.setdefault(("domain", "aperture_mb"), ("--verify", _AMPLE_MB))
 
 
-def _verify(capture: Capture, kernel: KernelCounters | None, config: Config, output: OutputOptions) -> int:
+def verify_recorded(session: Session, recorded: Recorded) -> Verification | None:
+    """Compare a replay at the recorded times with the kernel; None where it did not come to its end."""
     from functools import partial
 
-    from rich.console import Console
-
-    from emu.cli.session import Session
-    from emu.report.verification import print_verification
     from emu.verify import verify_capture
 
     found = None
-    with Session("replay", config, output, "verify") as session:
-        session.more["capture"] = _described(capture)
-        with session.working():
-            found, _ = verify_capture(
-                capture,
-                kernel,
-                config,
-                partial(session.run_domain, real_time=True),
-                on_addresses=partial(session.advance, "addresses"),
-                run_again=partial(session.run_quietly, "attempts"),
-            )
-        if found and session.is_whole:
-            session.more["verification"] = found.as_dict()
-            session.disagrees = not found.agrees
-            session.write_summary()
-            if output.json:
-                session.print_object(found.as_dict())
-            else:
-                console = Console(highlight=False)
-                print_verification(console, found)
-                session.print_folder(console)
-    return session.exit_code
+    session.more["capture"] = _described(recorded.capture)
+    with session.working():
+        found, _ = verify_capture(
+            recorded.capture,
+            recorded.kernel,
+            recorded.config,
+            partial(session.run_domain, real_time=True),
+            on_addresses=partial(session.advance, "addresses"),
+            run_again=partial(session.run_quietly, "attempts"),
+        )
+    if found is None or not session.is_whole:
+        return None
+    session.more["verification"] = found.as_dict()
+    session.disagrees = not found.agrees
+    session.write_summary()
+    return found
+
+
+def _verify(session: Session, recorded: Recorded, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from emu.report.verification import print_verification
+
+    found = verify_recorded(session, recorded)
+    if found is None:
+        return
+    if as_json:
+        session.print_object(found.as_dict())
+    else:
+        console = Console(highlight=False)
+        print_verification(console, found)
+        session.print_folder(console)
 
 
 def _configured(
@@ -201,10 +245,11 @@ def _described(capture: Capture) -> dict[str, Any]:
     }
 
 
-def _compare(session: Session, capture: Capture, kernel: KernelCounters | None, config: Config) -> list[Comparison]:
+def _compare(session: Session, recorded: Recorded) -> list[Comparison]:
     """Put the kernel's counters into the summary; a difference that must not be makes the command fail."""
     from emu.analysis.kernel_comparison import compare
 
+    capture, kernel, config = recorded.capture, recorded.kernel, recorded.config
     if kernel is None:
         return []
     types_seen = [name for _, name in capture.domain_types]
@@ -223,11 +268,9 @@ def _compare(session: Session, capture: Capture, kernel: KernelCounters | None, 
     return comparisons
 
 
-def _print(
-    console: Console, capture: Capture, kernel: KernelCounters | None, comparisons: list[Comparison], speed: str
-) -> None:
+def _print(console: Console, recorded: Recorded, comparisons: list[Comparison], speed: str) -> None:
     """What the capture held, and the counters."""
     from emu.report.kernel_counters import print_capture, print_comparisons
 
-    print_capture(console, capture)
-    print_comparisons(console, comparisons, kernel, speed)
+    print_capture(console, recorded.capture)
+    print_comparisons(console, comparisons, recorded.kernel, speed)

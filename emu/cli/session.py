@@ -10,15 +10,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.markup import escape
 
 from emu.analysis.environment import environment, scheduling_warnings
+from emu.analysis.log_schema import SCHEMA
 from emu.analysis.summary import as_json, summary
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, WRONG_CALL, Failure
 from emu.cli.options import OutputOptions
 from emu.config import Config, ConfigError, DomainType
 from emu.experiment import EventCollector, MachineError, Outcome, run_machine
 from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
+from emu.report.plain import one_line, plain
 from emu.report.progress import ProgressBars
 from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
 from emu.report.table import print_table
@@ -35,6 +36,7 @@ class Session:
         config: the resolved description.
         output: where results go.
         label: what it is about, for the folder's name.
+        say: told, a line each, why the results are not what was asked for; by default on stderr.
 
     Attributes:
         runs: results so far, elements of `runs` in summary.json.
@@ -45,7 +47,14 @@ class Session:
         Failure: the folder that the user named cannot be used.
     """
 
-    def __init__(self, command: str, config: Config, output: OutputOptions, label: str) -> None:
+    def __init__(
+        self,
+        command: str,
+        config: Config,
+        output: OutputOptions,
+        label: str,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.runs: list[dict[str, Any]] = []
         self.more: dict[str, Any] = {}
         self.disagrees = False
@@ -57,7 +66,8 @@ class Session:
         self._warnings = self._warnings_beforehand()
         self._died: str | None = None
         self._interrupted = False
-        self._error: str | None = None
+        self._error: MachineError | ConfigError | None = None
+        self._say_line = say or self._print_line
         self._bars = ProgressBars(quiet=output.quiet)
         self._folder = _folder(output, label)
 
@@ -68,13 +78,23 @@ class Session:
             return INTERRUPTED
         if self._error:
             return WRONG_CALL
-        if self._died:
+        if self._died or any(death["fault"] is None for run in self.runs for death in run.get("deaths", ())):
             return DEATH
         if self.disagrees or any(_is_violated(run) for run in self.runs):
             return VIOLATION
         if self._output.out and self._folder.problem:
             return WRONG_CALL
         return FINE
+
+    @property
+    def error(self) -> MachineError | ConfigError | None:
+        """Why there is no result, or not of every domain, where the machine could not be made."""
+        return self._error
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self._interrupted
 
     @property
     def is_whole(self) -> bool:
@@ -84,7 +104,10 @@ class Session:
     def __enter__(self) -> Self:
         self._folder.write("config.toml", self._config.to_toml())
         self._folder.log(
-            f"{self._command}_started", config=self._config.model_dump(mode="json"), environment=self._environment
+            f"{self._command}_started",
+            schema=SCHEMA,
+            config=self._config.model_dump(mode="json"),
+            environment=self._environment,
         )
         for warning in self._warnings:
             self._folder.log("warning", message=warning)
@@ -125,8 +148,8 @@ class Session:
             self._interrupted = True
             self._folder.log("interrupted")
         except (MachineError, ConfigError) as error:
-            self._error = str(error)
-            self._folder.log("error", message=self._error)
+            self._error = error
+            self._folder.log("error", message=str(error))
         self.write_summary()
 
     def run_quietly(self, label: str, *arguments: Any, **options: Any) -> Outcome:
@@ -157,7 +180,7 @@ class Session:
     def print_folder(self, console: Console) -> None:
         """Say where the results lie."""
         if self._folder.path and not self._folder.problem:
-            console.print(f"Results: {escape(str(self._folder.path))}", soft_wrap=True)
+            console.print(f"Results: {plain(str(self._folder.path))}", soft_wrap=True)
 
     def print_results(self, print_more: Callable[[Console], None] | None = None) -> None:
         """Print what was found out: one JSON object, or the table and what to make of it.
@@ -172,11 +195,11 @@ class Session:
         print_table(console, self.runs)
         console.print()
         for line in (*gain_and_exposure(self.runs), *most_waited_for_locks(self.runs)):
-            console.print(escape(line))
+            console.print(plain(line))
         if print_more:
             print_more(console)
         for line in dict.fromkeys([*remarks(self.runs), *self._all_warnings()]):
-            console.print(f"[yellow]Note[/yellow]: {escape(line)}")
+            console.print(f"[yellow]Note[/yellow]: {plain(line)}")
         self.print_folder(console)
 
     def run_domain(
@@ -200,11 +223,16 @@ class Session:
             control_in=self._folder.path,
             on_compile=self._bars.compiled,
             on_progress=lambda fraction: self._bars.ran(domain, fraction),
-            on_event=lambda event, values: self._folder.log(event, domain=domain, **values),
+            on_event=lambda event, values: self._note(event, domain=domain, **values),
         )
         self._take(outcome)
         self.write_summary()
         return outcome
+
+    def _note(self, event: str, **values: Any) -> None:
+        self._folder.log(event, **values)
+        if event == "fault" and str(values["fault"]).startswith("disk-full"):
+            self._folder.fill_disk()
 
     def _recording_folder(self, domain: DomainType) -> Path | None:
         """Where events are recorded to: with several domains, each has a folder of its own."""
@@ -248,15 +276,25 @@ class Session:
 
     def _complain(self) -> None:
         """Say on stderr, a line each, why the results are not what was asked for."""
+        for run in self.runs:
+            for death in run.get("deaths", ()):
+                if death["recovered"]:
+                    why = f" by fault {death['fault']}" if death["fault"] else ""
+                    self._say(
+                        f"{run['domain']}: {death['role']} (pid {death['pid']}) {death['cause']}{why}; {death['then']}"
+                    )
         for problem in (self._died, "interrupted; what was measured is kept" if self._interrupted else None):
             if problem:
                 self._say(f"{problem}; results are partial" if problem is self._died else problem)
-        for problem in (self._error, self._folder.problem):
-            if problem:
-                self._say(problem)
+        for reason in (self._error, self._folder.problem):
+            if reason:
+                self._say(str(reason))
 
     def _say(self, message: str) -> None:
-        print(f"emu {self._command}: {' '.join(message.split())}", file=sys.stderr)
+        self._say_line(one_line(" ".join(message.split())))
+
+    def _print_line(self, line: str) -> None:
+        print(f"emu {self._command}: {line}", file=sys.stderr)
 
 
 def _folder(output: OutputOptions, label: str) -> RunFolder:
@@ -271,5 +309,4 @@ def _hypervisors(config: Config) -> int:
 
 
 def _is_violated(run: dict[str, Any]) -> bool:
-    conservation = run.get("conservation")
-    return bool(run["violations"]) or (conservation is not None and not conservation["holds"])
+    return bool(run["violations"])

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from emu.cli.failure import FINE, REFUSED, Failure
 from emu.machine.control_socket import ControlError, check, is_answering, send
 from emu.machine.run_folder import DEFAULT_PARENT
+from emu.report.plain import one_line
 
 
 def set_(
@@ -36,9 +37,9 @@ def set_(
     except ControlError as error:
         raise Failure(str(error)) from None
     if errno:
-        print(f"emu set: {errno}: {reason}", file=sys.stderr)
+        print(one_line(f"emu set: {errno}: {reason}"), file=sys.stderr)
         return REFUSED
-    print(f"{folder}: {name} {value}")
+    print(one_line(f"{folder}: {name} {value}"))
     return FINE
 
 

@@ -2,7 +2,7 @@
 
 A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests
 queue in FIFO order by ticket. With `service = "inline"` the CPU serves its own request under the hypervisor's lock
-instead, as KVM does, and waits for that lock awake, as it would for firmware or hardware. The address and length in
+instead, as KVM does, and waits for its turn awake, as it would for firmware or hardware. The address and length in
 the request are in pages. Where `queue_limit` requests wait already, another is not queued but answered busy at once.
 """
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
+    NO_TICKET,
     REQUEST_DONE,
+    REQUEST_IDLE,
     REQUEST_POSTED,
     REQUEST_WAITERS,
     RPCIT_BUSY,
@@ -22,16 +24,22 @@ from emu.hypervisor.state import (
     hypervisor_t,
     request_t,
 )
+from emu.hypervisor.turns import let_next_try, take_turn
+from emu.iommu.stages import STAGE_REQUEST, enter_stage, leave_stage, note_request
+from emu.iommu.tracepoints import EVENT_RPCIT, EVENT_RPCIT_DONE
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
 from emu.native.compile import inline, slow
+from emu.native.events import emit
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
-from emu.native.time import begin_operation, now_ns, relax
+from emu.native.time import begin_operation, now_ns, now_ticks, relax
 from emu.native.wait import wait_on, wake_up
+from emu.oracle.pages import note_own_flush
 
 __all__ = ["RPCIT_BUSY", "RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "RPCIT_OK", "rpcit"]
 
 _SLEEP_NS = 200_000_000
+_LONGEST_NS = (1 << 31) - 1
 
 
 @slow
@@ -49,10 +57,38 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     request.pages = pages
     request.is_global = is_global
     request.posted_ns = now_ns(cpu)
+    request.flush_number = 0
+    request.wait_ns = request.service_ns = request.walked = request.changed = 0
+    is_noted = cpu.records != 0 or (is_global and cpu.events != 0)
+    around = enter_stage(cpu, STAGE_REQUEST)
+    if is_noted:
+        emit(cpu, EVENT_RPCIT, start_pfn, -pages if is_global else pages, now_ticks(cpu))
+    answer = _have_served(cpu, hv, request)
+    leave_stage(cpu, around)
+    note_request(cpu, request.wait_ns, request.service_ns)
+    if is_noted:
+        _note_answer(cpu, request)
+    if hv.oracle:
+        note_own_flush(cpu, hv.oracle, start_pfn, start_pfn + pages, request.flush_number)
+    return answer
+
+
+@slow
+def _note_answer(cpu: Any, request: Any) -> None:
+    times = min(request.wait_ns, _LONGEST_NS) << 32 | min(request.service_ns, _LONGEST_NS)
+    emit(cpu, EVENT_RPCIT_DONE, request.walked << 32 | request.changed, times, now_ticks(cpu))
+
+
+@inline
+def _have_served(cpu: Any, hv: Any, request: Any) -> int:
     if hv.is_inline:
         return _serve_oneself(cpu, hv, request)
+    # Said before a place in the queue is taken: who finds it empty knows whom to wait for, or who has died.
+    request.ticket = NO_TICKET
+    write_once(request, "state", REQUEST_POSTED)
     ticket = _take_ticket_if_room(hv) if hv.queue_limit else fetch_add(hv, "tail", 1)
     if ticket < 0:
+        write_once(request, "state", REQUEST_IDLE)
         return RPCIT_BUSY
     _post(cpu, hv, request, ticket)
     return _wait_until_served(cpu, hv, request)
@@ -72,11 +108,11 @@ def _take_ticket_if_room(hv: Any) -> int:
 
 @inline
 def _serve_oneself(cpu: Any, hv: Any, request: Any) -> int:
-    if hv.queue_limit and _take_ticket_if_room(hv) < 0:
+    ticket = take_turn(cpu, hv)
+    if ticket < 0:
         return RPCIT_BUSY
     spin_lock_polling(cpu, hv.lock)
-    if hv.queue_limit:
-        fetch_add(hv, "head", 1)
+    let_next_try(cpu, hv, ticket)
     serve_request(cpu, hv, request)
     spin_unlock(cpu, hv.lock)
     return request.status
@@ -84,7 +120,7 @@ def _serve_oneself(cpu: Any, hv: Any, request: Any) -> int:
 
 @inline
 def _post(cpu: Any, hv: Any, request: Any, ticket: int) -> None:
-    write_once(request, "state", REQUEST_POSTED)
+    request.ticket = ticket
     # Release: the request is written before its slot can be found. Pairs with the acquire in take_request().
     smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", ticket << SLOT_BITS | (cpu.slot + 1))
     # Either this CPU sees a sleeping server or the server sees the request: pairs with smp_mb() in the server's sleep.

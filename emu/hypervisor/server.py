@@ -4,43 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.faults import complete, complete_with_faults, deliver_late
 from emu.hypervisor.service import serve_request
-from emu.hypervisor.state import REQUEST_DONE, REQUEST_WAITERS, hypervisor_t, request_t, server_t
-from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, xchg
+from emu.hypervisor.state import REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t, server_t
+from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, write_once
 from emu.native.compile import inline, slow
-from emu.native.futex import EVERYONE
 from emu.native.lock import SLOT_BITS, SLOT_MASK
 from emu.native.record import address_of, deref, element
 from emu.native.time import now_ns, relax
-from emu.native.wait import wait_on, wake_up
+from emu.native.wait import wait_on
 
 _SLEEP_NS = 20_000_000
+_DEAD_NS = 1_000_000
+"""Nobody rings when a hypervisor that was dead on purpose comes back."""
 
 
 @inline
-def take_request(hv: Any) -> int:
-    """The slot whose request is first in the queue, plus 1; 0 when there is none."""
+def take_request(hv: Any, server: Any) -> int:
+    """The word of the queue that names the first request in it; 0 when there is none, or another server takes it.
+
+    The word is noted in the server's record before the request is taken: should this process die now, its successor
+    knows what it had in hand.
+    """
     head = read_once(hv, "head")
     # Acquire: pairs with the release in rpcit's _post().
     posted = smp_load_acquire(element(int64_t, hv.ring, head & hv.ring_mask), "value")
-    slot = posted & SLOT_MASK
     # What was taken stays in its place, under its old ticket: a server that is slow to go on cannot harm a later one.
-    if slot == 0 or posted >> SLOT_BITS != head or cmpxchg(hv, "head", head, head + 1) != head:
+    if posted & SLOT_MASK == 0 or posted >> SLOT_BITS != head:
         return 0
-    return slot
+    write_once(server, "serving", posted)
+    if cmpxchg(hv, "head", head, head + 1) != head:
+        write_once(server, "serving", 0)
+        return 0
+    return posted
 
 
 @inline
-def _complete(cpu: Any, request: Any) -> None:
-    # Full barrier: the shadow table is up to date before the guest goes on.
-    if xchg(request, "state", REQUEST_DONE) & REQUEST_WAITERS:
-        wake_up(cpu, address_of(request, "state"), EVERYONE)
+def is_waiting(request: Any, posted: int) -> bool:
+    """Whether the guest still waits for what this word of the queue stands for."""
+    return request.ticket == posted >> SLOT_BITS and (read_once(request, "state") & ~REQUEST_WAITERS) == REQUEST_POSTED
 
 
 @slow
 def _wait_for_request(cpu: Any, hv: Any) -> None:
     until_ns = now_ns(cpu) + hv.poll_ns
-    while now_ns(cpu) < until_ns:
+    while now_ns(cpu) < until_ns and not read_once(hv, "is_dead"):
         if read_once(hv, "tail") != read_once(hv, "head"):
             return
         relax(cpu)
@@ -48,9 +56,37 @@ def _wait_for_request(cpu: Any, hv: Any) -> None:
     fetch_add(hv, "sleepers", 1)
     # Pairs with smp_mb() in rpcit's _post().
     smp_mb()
-    if read_once(hv, "tail") == read_once(hv, "head"):
-        wait_on(cpu, address_of(hv, "doorbell"), seen, _SLEEP_NS)
+    if read_once(hv, "tail") == read_once(hv, "head") or read_once(hv, "is_dead"):
+        wait_on(cpu, address_of(hv, "doorbell"), seen, _DEAD_NS if read_once(hv, "is_dead") else _SLEEP_NS)
     fetch_add(hv, "sleepers", -1)
+
+
+@slow
+def _serve_one(cpu: Any, hv: Any, server: Any, posted: int) -> None:
+    request = element(request_t, hv.requests, (posted & SLOT_MASK) - 1)
+    if not is_waiting(request, posted):
+        # In a machine that is being stopped guests do not wait to the end.
+        server.not_served += read_once(deref(int64_t, cpu.abort), "value") == 0
+        return
+    serve_request(cpu, hv, request)
+    if hv.faults.is_on:
+        complete_with_faults(cpu, hv, server, posted)
+    else:
+        complete(cpu, request)
+
+
+@slow
+def _serve_again(cpu: Any, hv: Any, server: Any) -> None:
+    """What a predecessor had in hand when it died, unless it is still in the queue or its guest has its answer.
+
+    An RPCIT may be served twice: it brings a table up to date.
+    """
+    posted = server.serving
+    if posted == 0 or read_once(hv, "head") <= posted >> SLOT_BITS:
+        return
+    if is_waiting(element(request_t, hv.requests, (posted & SLOT_MASK) - 1), posted):
+        server.served_again += 1
+        _serve_one(cpu, hv, server, posted)
 
 
 @slow
@@ -59,16 +95,18 @@ def serve(cpu: Any) -> None:
     hv = deref(hypervisor_t, cpu.hypervisor)
     server = deref(server_t, cpu.server)
     retired = deref(int64_t, cpu.retired)
+    _serve_again(cpu, hv, server)
     while True:
         last_round = read_once(retired, "value") != 0
-        slot = take_request(hv)
-        if slot:
-            request = element(request_t, hv.requests, slot - 1)
+        if hv.faults.is_on:
+            deliver_late(cpu, hv, server)
+        posted = 0 if read_once(hv, "is_dead") else take_request(hv, server)
+        if posted:
             queued = max(read_once(hv, "tail") - read_once(hv, "head"), 0)
             server.total_queued += queued
             server.max_queued = max(server.max_queued, queued)
-            serve_request(cpu, hv, request)
-            _complete(cpu, request)
+            _serve_one(cpu, hv, server, posted)
+            write_once(server, "serving", 0)
         elif last_round:
             return
         else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.faults import jitter_ns
+from emu.hypervisor.iotlb import invalidate_iotlbs
 from emu.hypervisor.state import (
     RPCIT_ERROR_RECOVER,
     RPCIT_FUNC_IN_ERR,
@@ -33,6 +35,7 @@ from emu.native.histogram import record_value
 from emu.native.lock import spin_lock, spin_unlock
 from emu.native.record import deref, element
 from emu.native.time import charge, now_ns, spend_until
+from emu.oracle.pages import begin_flush, check_seen_invalid, end_flush, oracle_t
 
 _PAGES_PER_SEGMENT_TABLE = 1 << 19
 _STEP_NS = 20_000_000
@@ -60,7 +63,7 @@ def _shadow_entry(hv: Any, entry: Any, pte: int) -> bool:
 
 
 @jit
-def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
+def _shadow_page_table(cpu: Any, hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
     """Compare one page table's entries with the shadow's and copy what differs. Returns how many were copied."""
     shadow = dma_walk_cpu_trans(hv.shadow, server.spares, pfn)
     if shadow == 0:
@@ -70,6 +73,8 @@ def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int
         pte = read_once(element(int64_t, guest, px), "value")
         entry = element(int64_t, shadow, px)
         if entry.value != pte:
+            if hv.oracle and pte_valid(entry.value) and pte_valid(pte):
+                check_seen_invalid(cpu, hv.oracle, pfn - calc_px(pfn) + px, entry.value, pte)
             if _shadow_entry(hv, entry, pte):
                 changed += 1
             else:
@@ -78,7 +83,7 @@ def _shadow_page_table(hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int
 
 
 @slow
-def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
+def _walk_guest_table(cpu: Any, hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
     """Bring the shadow of a range up to date, skipping absent tables.
 
     Returns:
@@ -97,7 +102,7 @@ def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int
         if guest:
             inspected += stop_pfn - pfn
             if hv.shadows:
-                changed += _shadow_page_table(hv, server, guest, pfn, stop_pfn)
+                changed += _shadow_page_table(cpu, hv, server, guest, pfn, stop_pfn)
         pfn = stop_pfn
     return inspected << 32 | changed
 
@@ -106,16 +111,17 @@ def _walk_guest_table(hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int
 def forget_unmapped(cpu: Any, hv: Any, start_pfn: int, pages: int) -> None:
     """Bring the shadow table up to date at no cost, as when a guest takes its table from a device; no CPU traps."""
     if hv.shadows:
-        _walk_guest_table(hv, deref(server_t, cpu.server), start_pfn, start_pfn + pages)
+        _walk_guest_table(cpu, hv, deref(server_t, cpu.server), start_pfn, start_pfn + pages)
+    invalidate_iotlbs(hv, start_pfn, pages)
 
 
 @inline
-def _look_at_guest_table(hv: Any, server: Any, request: Any) -> int:
+def _look_at_guest_table(cpu: Any, hv: Any, server: Any, request: Any) -> int:
     """Walk the requested range where a shadow or the cost depends on it: hardware only drops what it has cached."""
     if not (hv.shadows or hv.walk_ps):
         server.refused = 0
         return 0
-    return _walk_guest_table(hv, server, request.start_pfn, request.start_pfn + request.pages)
+    return _walk_guest_table(cpu, hv, server, request.start_pfn, request.start_pfn + request.pages)
 
 
 @slow
@@ -135,7 +141,7 @@ def _answer_of_device(hv: Any, request: Any) -> int:
 
 @inline
 def _note_waiting(server: Any, request: Any, free_at_ns: int, started_ns: int) -> None:
-    wait_ns = max(free_at_ns - request.posted_ns, 0)
+    wait_ns = request.wait_ns = max(free_at_ns - request.posted_ns, 0)
     schedule_ns = max(started_ns - max(free_at_ns, request.posted_ns), 0)
     server.total_wait_ns += wait_ns
     server.max_wait_ns = max(server.max_wait_ns, wait_ns)
@@ -154,6 +160,38 @@ def _spend(cpu: Any, deadline_ns: int) -> None:
 
 
 @slow
+def _refresh_locked(cpu: Any, hv: Any, server: Any, request: Any) -> int:
+    """Bring the range up to date and set the answer. Returns walked << 32 | changed."""
+    passes = counts = 0
+    answer = _answer_of_device(hv, request) if hv.is_ism else RPCIT_OK
+    if answer == RPCIT_OK:
+        counts = _look_at_guest_table(cpu, hv, server, request)
+        passes = 1
+        if server.refused and (counts & 0xFFFFFFFF):
+            # The first pass may have dropped what stood behind the entries it refused.
+            counts += _look_at_guest_table(cpu, hv, server, request)
+            passes = 2
+        if server.refused:
+            answer = RPCIT_INSUFFICIENT_RESOURCES
+    request.status = answer
+    walked = passes * request.pages if hv.absent_counts else counts >> 32
+    return walked << 32 | (counts & 0xFFFFFFFF)
+
+
+@slow
+def _refresh(cpu: Any, hv: Any, server: Any, request: Any) -> int:
+    # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
+    if hv.servers > 1:
+        spin_lock(cpu, hv.lock)
+    counts = _refresh_locked(cpu, hv, server, request)
+    if hv.servers > 1:
+        spin_unlock(cpu, hv.lock)
+    if hv.devices:
+        invalidate_iotlbs(hv, request.start_pfn, request.pages)
+    return counts
+
+
+@slow
 def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     """Serve one request and take as long as it costs; `cpu.server` is the address of the server's record."""
     if read_once(deref(int64_t, cpu.abort), "value"):
@@ -164,27 +202,17 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
     _note_waiting(server, request, free_at_ns, started_ns)
-    passes = counts = 0
-    # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
-    if hv.servers > 1:
-        spin_lock(cpu, hv.lock)
-    answer = _answer_of_device(hv, request) if hv.is_ism else RPCIT_OK
-    if answer == RPCIT_OK:
-        counts = _look_at_guest_table(hv, server, request)
-        passes = 1
-        if server.refused and (counts & 0xFFFFFFFF):
-            # The first pass may have dropped what stood behind the entries it refused.
-            counts += _look_at_guest_table(hv, server, request)
-            passes = 2
-        if server.refused:
-            answer = RPCIT_INSUFFICIENT_RESOURCES
-    if hv.servers > 1:
-        spin_unlock(cpu, hv.lock)
-    request.status = answer
-    walked = passes * request.pages if hv.absent_counts else counts >> 32
-    changed = counts & 0xFFFFFFFF
+    number = begin_flush(deref(oracle_t, hv.oracle)) if hv.oracle else 0
+    counts = _refresh(cpu, hv, server, request)
+    walked, changed = counts >> 32, counts & 0xFFFFFFFF
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
+    if hv.faults.jitter_ns:
+        emulated_ns += jitter_ns(hv, server.requests ^ request.start_pfn ^ cpu.slot << 32)
     _spend(cpu, started_ns + emulated_ns)
+    if number:
+        request.flush_number = number
+        if request.is_global:
+            end_flush(deref(oracle_t, hv.oracle), number)
     finished_ns = now_ns(cpu)
     charge(cpu, COST_REQUEST, 1)
     server.requests += 1
@@ -193,5 +221,8 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     server.changed += changed
     server.emulated_ns += emulated_ns
     server.busy_ns += finished_ns - started_ns
+    request.service_ns = finished_ns - started_ns
+    request.walked = walked
+    request.changed = changed
     server.free_at_ns = finished_ns
     hv.free_at_ns = finished_ns

@@ -8,6 +8,8 @@ from emu.native.record import struct
 
 REQUEST_IDLE, REQUEST_POSTED, REQUEST_DONE = 0, 1, 2
 REQUEST_WAITERS = 4
+NO_TICKET = -1
+"""`request_t.ticket` of a request that has no place in the queue yet."""
 
 ZPCI_CC_OK, ZPCI_CC_ERR, ZPCI_CC_BUSY, ZPCI_CC_INVAL_HANDLE = range(4)
 """Condition codes of PCI instructions."""
@@ -31,8 +33,30 @@ request_t = struct(
     start_pfn="i8",
     pages="i8",
     posted_ns="i8",
+    flush_number="i8",
+    ticket="i8",
+    wait_ns="i8",
+    service_ns="i8",
+    walked="i8",
+    changed="i8",
 )
-"""One for each process that can trap; it has at most one request under way."""
+"""One for each process that can trap; it has at most one request under way. `flush_number`: the oracle's
+number of the flush that served it, 0 if none did; `ticket`: its place in the queue; the last four: how long it waited
+until a server was free and was served, entries inspected and brought up to date."""
+
+hypervisor_faults = struct(
+    is_on="i8",
+    salt="i8",
+    jitter_ns="i8",
+    drop_one_in="i8",
+    duplicate_one_in="i8",
+    reorder_one_in="i8",
+    drop_next="i8",
+    duplicate_next="i8",
+    reorder_next="i8",
+)
+"""What goes wrong on purpose, see emu/hypervisor/faults.py: `is_on` when anything does; one request in so many, 0 for
+none; `*_next`: the next one does. `salt` makes another seed another choice."""
 
 hypervisor_t = struct(
     lines=("lock", "tail", "head", "doorbell", "mapped", "intercept_ns"),
@@ -61,13 +85,19 @@ hypervisor_t = struct(
     shadow=io_pgtable,
     free_at_ns="i8",
     device_in_error="i8",
+    devices="i8",
+    iotlbs="i8",
+    oracle="i8",
+    is_dead="i8",
+    faults=hypervisor_faults,
 )
 """`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `queue_limit`: requests that may wait,
 0 for any number; `walk_ps` and `change_ps` in ps for each entry; `absent_counts`: entries of absent tables count as
 inspected; `shadows`: there is a shadow table to update; `is_ism`: the device looks into the guest's table itself, and
 a global flush over addresses in use puts it into error; `servers`: processes that serve, 0 when inline; `lock`: held
 to serve inline, and by one of several servers to walk; `free_at_ns`: when the server served last became free (inline
-service)."""
+service); `iotlbs`: of the `devices` that do DMA; `oracle`: address of what watches the run,
+or 0; `is_dead`: it lives but takes no requests, on purpose."""
 
 server_t = struct(
     lines=("requests",),
@@ -88,10 +118,22 @@ server_t = struct(
     wait_histogram="i8",
     schedule_histogram="i8",
     spares=table_spares,
+    serving="i8",
+    again="i8",
+    held="i8",
+    held_until_ns="i8",
+    not_served="i8",
+    served_again="i8",
+    dropped="i8",
+    duplicated="i8",
+    reordered="i8",
 )
 """What one server, or one CPU that serves itself, has done.
 
 `wait` is the time in the emulated queue, until a server was free; `schedule` the time this machine took to get the
 server running after that; `queued` the requests found waiting; `refused` the entries of the latest request that the
-host had no room for.
+host had no room for. `serving` is the word of the queue that it is about to take or at work on, 0 when idle: whoever
+takes its place after its death begins with that. `served_again`: requests that were; `not_served`: those whose guest
+had gone on before their turn came, as only a wrong completion can bring about. `again` (slot + 1) has its completion
+delivered a second time, `held` (the same) later than it should.
 """

@@ -30,7 +30,6 @@ iommu_ctrs = struct(
     exposures="i8",
     exposure_page_ticks="i8",
     exposure_max_ticks="i8",
-    violations="i8",
     queued_while_strict="i8",
     queues_of_another_type="i8",
 )
@@ -38,7 +37,7 @@ iommu_ctrs = struct(
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
 frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
 `exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
-`violations`: addresses handed out twice and the like; `queued_while_strict`: unmaps that were queued while the domain's
+`queued_while_strict`: unmaps that were queued while the domain's
 type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""
 
 KERNEL_NAMES = {

@@ -19,6 +19,7 @@ from emu.iommu.s390_iommu import (
     s390_iommu_unmap_pages,
 )
 from emu.iommu.s390_legacy import s390_dma_map, s390_dma_unmap
+from emu.iommu.stages import STAGE_ALLOCATOR, STAGE_QUEUE, STAGE_TABLES, enter_stage, leave_stage
 from emu.native.atomics import read_once
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP, COST_UNMAP
@@ -40,10 +41,15 @@ def iommu_dma_alloc_iova(cpu: Any, domain: Any, pages: int) -> int:
 
 @jit
 def _iommu_dma_map(cpu: Any, domain: Any, phys_pfn: int, pages: int, segments: int, nents: int) -> int:
+    call = enter_stage(cpu, STAGE_ALLOCATOR)
     pfn = iommu_dma_alloc_iova(cpu, domain, pages)
+    leave_stage(cpu, call)
     if pfn == 0:
         return DMA_MAPPING_ERROR
-    if not iommu_map_sg(cpu, domain.s390, pfn, phys_pfn, pages, segments, nents):
+    enter_stage(cpu, STAGE_TABLES)
+    is_mapped = iommu_map_sg(cpu, domain.s390, pfn, phys_pfn, pages, segments, nents)
+    leave_stage(cpu, call)
+    if not is_mapped:
         free_iova_fast(cpu, domain.cookie.iovad, pfn, pages)
         return DMA_MAPPING_ERROR
     if not s390_iommu_iotlb_sync_map(cpu, domain.s390, pfn, pages):
@@ -64,17 +70,25 @@ def _undo_map(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
 def _iommu_dma_unmap(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     queued = read_once(domain.cookie, "fq_domain") != 0
     if queued:
+        call = enter_stage(cpu, STAGE_TABLES)
         s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
+        leave_stage(cpu, call)
+        enter_stage(cpu, STAGE_QUEUE)
         queue_iova(cpu, domain.cookie, pfn, pages)
+        leave_stage(cpu, call)
         # After smp_mb() in queue_iova(): whoever published the queue had set the type before.
         if read_once(domain, "type") == STRICT:
             _note_queued_while_strict(cpu)
         return
     since = now_ticks(cpu)
+    call = enter_stage(cpu, STAGE_TABLES)
     s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
+    leave_stage(cpu, call)
     s390_iommu_iotlb_sync(cpu, domain.s390, pfn, pages)
     close_window(cpu, since, now_ticks(cpu), pages)
+    enter_stage(cpu, STAGE_ALLOCATOR)
     free_iova_fast(cpu, domain.cookie.iovad, pfn, pages)
+    leave_stage(cpu, call)
     cpu.ctrs.reclaimed += 1
 
 

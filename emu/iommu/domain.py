@@ -20,9 +20,10 @@ from emu.iommu.iova import free_all_cached_iovas, init_iova_domain, put_iova_dom
 from emu.iommu.s390_iommu import s390_domain, s390_iommu_capable_of_deferred_flush
 from emu.iommu.s390_legacy import reclaim_lazy_locked, zpci_dma
 from emu.native.atomics import int64_t
-from emu.native.bitmap import bitmap_clear, find_next_bit
+from emu.native.bitmap import find_next_bit
 from emu.native.compile import jit, slow
 from emu.native.record import address_of, element, struct
+from emu.oracle.pages import forget_pages, set_reach_ended
 
 IDENTITY, STRICT, PERCPU_FQ, SINGLE_FQ, S390_STRICT, S390_LAZY = range(6)
 
@@ -168,12 +169,14 @@ def iommu_domain_free(cpu: Any, domain: Any) -> None:
 @slow
 def iommu_domain_renew(cpu: Any, domain: Any, domain_type: int) -> None:
     """Take a domain down and make one of another type of its memory; its tables stay, empty."""
+    set_reach_ended(domain.s390.oracle, 1)
     iommu_domain_free(cpu, domain)
+    set_reach_ended(domain.s390.oracle, 0)
     if domain.dma_ops == DMA_IOMMU:
         iovad = domain.cookie.iovad
         put_iova_domain(cpu, iovad)
-        if iovad.allocated:
+        if iovad.oracle:
             # What overruns had lost is free again: the new address space knows nothing of it.
-            bitmap_clear(iovad.allocated, 0, domain.s390.aperture_pages)
+            forget_pages(iovad.oracle)
     domain.wanted_type = domain_type
     iommu_dma_init_domain(cpu, domain)

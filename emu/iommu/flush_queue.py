@@ -19,10 +19,19 @@ from emu.iommu.exposure import close_window
 from emu.iommu.iova import free_iova_fast, iova_domain
 from emu.iommu.recorded import find_recorded_flush, recorded_flush_t, recorded_flushes
 from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all
-from emu.iommu.tracepoints import EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, trace
+from emu.iommu.stages import STAGE_FLUSH, STAGE_QUEUE_LOCK, enter_stage, leave_stage
+from emu.iommu.tracepoints import (
+    CAUSE_FULL,
+    CAUSE_TIMEOUT,
+    EVENT_FLUSH_TIMEOUT,
+    EVENT_OVERRUN,
+    EVENT_TIMER_ARMED,
+    trace,
+)
 from emu.native.atomics import (
     atomic64_t,
     atomic_t,
+    barrier,
     fetch_add,
     int64_t,
     read_once,
@@ -46,6 +55,7 @@ PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
 iova_fq_entry = struct(iova_pfn="i8", pages="i8", counter="i8", queued_at="i8")
 """`counter`: flushes started when the entry was queued; `queued_at` in ticks."""
 _ENTRY_BYTES = iova_fq_entry.itemsize
+_COUNTER_BYTES = atomic64_t.itemsize
 
 iova_fq = struct(
     lines=("lock", "head"),
@@ -77,10 +87,16 @@ iommu_dma_cookie = struct(
     fq_flush_start_cnt=atomic64_t,
     fq_flush_finish_cnt=atomic64_t,
     fq_flush_finished_at="i8",
+    fq_abandoned="i8",
     fq_timer_on=atomic_t,
     iovad=iova_domain,
 )
-"""`fq_domain` is 0 until the queue may be used; `fq_flush_finished_at` (ticks) belongs to the latest finish."""
+"""`fq_domain` is 0 until the queue may be used; `fq_flush_finished_at` (ticks) belongs to the latest finish;
+`fq_abandoned`: flushes whose CPU died before they were over, which the next one to finish counts as finished too."""
+
+FLUSH_NONE, FLUSH_COUNTING, FLUSH_UNDER_WAY = range(3)
+"""Where a CPU is in fq_flush_iotlb(), its `flush_step`: should it die while counting, nobody can tell at once whether
+it had counted."""
 
 
 @inline
@@ -91,7 +107,7 @@ def fq_full(fq: Any) -> bool:
 
 @inline
 def fq_ring_add(fq: Any) -> int:
-    """Index of the entry to write."""
+    """Make the entry after the last one part of the ring; returns its index."""
     idx = fq.tail
     fq.tail = (idx + 1) & fq.mod_mask
     return idx
@@ -115,10 +131,12 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
             break
         close_window(cpu, entry.queued_at, finished_at, entry.pages)
         write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
+        # Off the ring before it is given back: a CPU that dies in between loses it, and nobody gives it back twice.
+        fq.head = (fq.head + 1) & fq.mod_mask
+        barrier()
         free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
         cpu.ctrs.reclaimed += 1
         charge(cpu, COST_RECLAIM, 1)
-        fq.head = (fq.head + 1) & fq.mod_mask
 
 
 @slow
@@ -130,20 +148,43 @@ def fq_ring_free(cpu: Any, cookie: Any, fq: Any) -> None:
 
 
 @slow
-def fq_flush_iotlb(cpu: Any, cookie: Any) -> None:
-    """Flush everything; flushes of several CPUs may overlap and finish in any order."""
+def fq_flush_iotlb(cpu: Any, cookie: Any, cause: int, waiting: int) -> None:
+    """Flush everything; flushes of several CPUs may overlap and finish in any order.
+
+    `cause` (CAUSE_*) and `waiting`, the IOVAs that it is to make reusable, are for the log alone.
+    """
     recorded = find_recorded_flush(cpu, cookie.recorded)
     if recorded:
         spend_until(cpu, deref(recorded_flush_t, recorded).begin_ns)
+    # What others abandoned before this flush started it does in their stead; its fences order the steps too.
+    cpu.flush_for = xchg(cookie, "fq_abandoned", 0) if read_once(cookie, "fq_abandoned") else 0
+    write_once(cpu, "flush_step", FLUSH_COUNTING)
+    write_lines(cpu, pointer_to(cookie.fq_flush_start_cnt), _COUNTER_BYTES)
     fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
-    s390_iommu_flush_iotlb_all(cpu, deref(s390_domain, cookie.fq_domain))
+    write_once(cpu, "flush_step", FLUSH_UNDER_WAY)
+    s390_iommu_flush_iotlb_all(cpu, deref(s390_domain, cookie.fq_domain), cause, waiting)
     if recorded:
         spend_until(cpu, deref(recorded_flush_t, recorded).end_ns)
+    write_lines(cpu, pointer_to(cookie.fq_flush_finish_cnt), _COUNTER_BYTES)
     write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
+    write_once(cpu, "flush_step", FLUSH_COUNTING)
     # Full barrier: pairs with the acquire in fq_ring_free_locked().
-    fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
+    fetch_add(cookie.fq_flush_finish_cnt, "counter", 1 + cpu.flush_for)
+    write_once(cpu, "flush_step", FLUSH_NONE)
     if recorded:
         spend_until(cpu, deref(recorded_flush_t, recorded).resume_ns)
+
+
+@slow
+def fq_waiting(cpu: Any, cookie: Any) -> int:
+    """Entries of all rings, for the log, as far as one sees without their locks; 0 where there is no log."""
+    waiting = 0
+    if cpu.events and cookie.qt == SINGLE_QUEUE:
+        waiting = fq_depth(deref(iova_fq, cookie.single_fq))
+    elif cpu.events:
+        for i in range(cookie.num_possible_cpus):
+            waiting += fq_depth(element(iova_fq, cookie.percpu_fq, i))
+    return waiting
 
 
 @slow
@@ -152,7 +193,7 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     write_once(cookie.fq_timer_on, "counter", 0)
     cpu.ctrs.flushes_timeout += 1
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
-    fq_flush_iotlb(cpu, cookie)
+    fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
     fq_free_rings(cpu, cookie)
 
 
@@ -183,7 +224,7 @@ def fq_free_unreachable(cpu: Any, cookie: Any) -> None:
 @slow
 def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     cpu.ctrs.flushes_full += 1
-    fq_flush_iotlb(cpu, cookie)
+    fq_flush_iotlb(cpu, cookie, CAUSE_FULL, fq.mod_mask)
     fq_ring_free_locked(cpu, cookie, fq)
     if not fq_full(fq):
         return
@@ -213,27 +254,35 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     # smp_wmb() in iommu_dma_init_fq(), so that no half-made queue is seen.
     smp_mb()
     fq = _this_ring(cpu, cookie)
+    around = enter_stage(cpu, STAGE_QUEUE_LOCK)
     spin_lock(cpu, fq.lock)
+    leave_stage(cpu, around)
     charge(cpu, COST_QUEUE, 1)
     write_lines(cpu, address_of(fq, "head"), _HEAD_BYTES)
     # What other CPUs have flushed meanwhile makes room, often enough to spare a flush.
     fq_ring_free_locked(cpu, cookie, fq)
     if fq_full(fq):
+        enter_stage(cpu, STAGE_FLUSH)
         _flush_full_ring_locked(cpu, cookie, fq)
+        leave_stage(cpu, around)
     depth = fq_depth(fq)
     fq.total_depth += depth
     fq.max_depth = max(fq.max_depth, depth + 1)
     fq.queued += 1
-    entry = element(iova_fq_entry, fq.entries, fq_ring_add(fq))
+    entry = element(iova_fq_entry, fq.entries, fq.tail)
     write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
     entry.iova_pfn = iova_pfn
     entry.pages = pages
     entry.queued_at = now_ticks(cpu)
     entry.counter = read_once(cookie.fq_flush_start_cnt, "counter")
+    # An entry is whole before it is one, should this CPU die here.
+    barrier()
+    fq_ring_add(fq)
     spin_unlock(cpu, fq.lock)
     # Look before exchanging: the line is shared, and the timer is on most of the time.
     if read_once(cookie.fq_timer_on, "counter") == 0 and xchg(cookie.fq_timer_on, "counter", 1) == 0:
         add_timer(cpu, cookie.fq_timer, cookie.fq_timeout_ns)
+        trace(cpu, EVENT_TIMER_ARMED, cookie.fq_timer.due_ns)
 
 
 @slow

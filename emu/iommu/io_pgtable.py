@@ -212,3 +212,12 @@ def count_valid(pgtable_address: int, start_pfn: int, pages: int) -> int:
                     valid += 1
         pfn = stop_pfn
     return valid
+
+
+@slow
+def invalidate_all(pgtable: Any, start_pfn: int, pages: int) -> None:
+    """Have no page of a range translate any more."""
+    for pfn in range(start_pfn, start_pfn + pages):
+        page_table = page_table_of(pgtable, pfn)
+        if page_table:
+            element(int64_t, page_table, calc_px(pfn)).value = ZPCI_PTE_INVALID

@@ -4,22 +4,24 @@ Addresses are handed out top-down and size-aligned from a tree of allocated rang
 tree sit, for sizes up to 32 pages, per-CPU magazines and a shared depot, so that freeing on one CPU and allocating on
 it again touches nothing shared; what comes out is therefore a matter of each CPU's history, and this file keeps to the
 kernel's step by step so that the same history gives the same addresses. All numbers are page frames (pfn).
+
+Where a section of a lock changes two things, they are in an order, kept by barrier(), in which a process that is killed
+in between loses a range or a magazine at most, and never leaves one in two places: emu/iommu/recovery.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from emu.native.atomics import ilog2, int64_t
-from emu.native.bitmap import test_and_clear_bit, test_and_set_bit
+from emu.native.atomics import barrier, ilog2, int64_t
 from emu.native.compile import inline, jit, slow
-from emu.native.cost import COST_CHECK_PAGE, COST_TREE
-from emu.native.lines import write_lines
+from emu.native.cost import COST_TREE
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
 from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
+from emu.oracle.pages import check_given_back, check_handed_out
 
 IOVA_RANGE_CACHE_MAX_SIZE = 6
 IOVA_MAG_SIZE = 127
@@ -33,7 +35,8 @@ iova_t = struct(node=rb_node, pfn_lo="i8", pfn_hi="i8")
 iova_magazine = struct(lines=("count",), count="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
 """On lines of its own: neighbours belong to different CPUs."""
 
-iova_cpu_rcache = struct(lines=("lock",), lock=spinlock_t, loaded="i8", prev="i8")
+iova_cpu_rcache = struct(lines=("lock",), lock=spinlock_t, loaded="i8", prev="i8", swapping="i8")
+"""`swapping`: while both change places, the one that was loaded."""
 
 iova_rcache = struct(
     lines=("lock", "cpu_rcaches"),
@@ -60,10 +63,10 @@ iova_domain = struct(
     start_pfn="i8",
     num_online_cpus="i8",
     rcaches="i8",
-    allocated="i8",
+    oracle="i8",
     anchor=iova_t,
 )
-"""`allocated`: bitmap of pages handed out, for the check that none is handed out twice; 0 turns it off."""
+"""`oracle`: address of what watches what is handed out and given back, or 0."""
 
 
 @slow
@@ -177,6 +180,7 @@ def insert_iova_locked(iovad: Any, pfn: int, size: int, successor: int) -> bool:
         return False
     iova = deref(iova_t, address)
     iovad.free_nodes = iova.node.next
+    barrier()
     iovad.nodes_used += 1
     iova.pfn_lo = pfn
     iova.pfn_hi = pfn + size - 1
@@ -232,6 +236,7 @@ def free_iova_locked(cpu: Any, iovad: Any, pfn: int) -> None:
     _cached_rbnode_delete_update(iovad, address)
     rb_erase(iovad.rbroot, address)
     deref(iova_t, address).node.next = iovad.free_nodes
+    barrier()
     iovad.free_nodes = address
     iovad.nodes_used -= 1
 
@@ -259,6 +264,7 @@ def magazine_from_pool(iovad: Any) -> int:
     address = iovad.free_magazines
     if address:
         iovad.free_magazines = deref(iova_magazine, address).next
+        barrier()
         deref(iova_magazine, address).count = 0
     return address
 
@@ -276,6 +282,7 @@ def magazine_free(cpu: Any, iovad: Any, address: int) -> None:
     """Give a magazine back to the pool."""
     spin_lock(cpu, iovad.magazine_lock)
     deref(iova_magazine, address).next = iovad.free_magazines
+    barrier()
     iovad.free_magazines = address
     spin_unlock(cpu, iovad.magazine_lock)
 
@@ -287,7 +294,11 @@ def magazine_free_pfns(cpu: Any, iovad: Any, address: int) -> None:
     pfns = address_of(magazine, "pfns")
     spin_lock(cpu, iovad.iova_rbtree_lock)
     for i in range(magazine.count):
-        free_iova_locked(cpu, iovad, element(int64_t, pfns, i).value)
+        pfn = element(int64_t, pfns, i).value
+        # Not in two places, should this process die before the magazine is empty.
+        element(int64_t, pfns, i).value = 0
+        barrier()
+        free_iova_locked(cpu, iovad, pfn)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
     magazine.count = 0
 
@@ -304,6 +315,7 @@ def _magazine_pop(address: int, limit_pfn: int) -> int:
         i -= 1
     pfn = element(int64_t, pfns, i).value
     magazine.count -= 1
+    barrier()
     element(int64_t, pfns, i).value = element(int64_t, pfns, magazine.count).value
     return pfn
 
@@ -313,6 +325,7 @@ def magazine_push(address: int, pfn: int) -> None:
     """Put a pfn on top; there is room."""
     magazine = deref(iova_magazine, address)
     element(int64_t, address_of(magazine, "pfns"), magazine.count).value = pfn
+    barrier()
     magazine.count += 1
 
 
@@ -320,6 +333,7 @@ def magazine_push(address: int, pfn: int) -> None:
 def iova_depot_push(rcache: Any, address: int) -> None:
     """Put a full magazine on top of the depot."""
     deref(iova_magazine, address).next = rcache.depot
+    barrier()
     rcache.depot = address
     rcache.depot_size += 1
 
@@ -329,6 +343,7 @@ def iova_depot_pop(rcache: Any) -> int:
     """Take the depot's top magazine; there is one."""
     address = rcache.depot
     rcache.depot = deref(iova_magazine, address).next
+    barrier()
     deref(iova_magazine, address).count = IOVA_MAG_SIZE
     rcache.depot_size -= 1
     return address
@@ -355,11 +370,13 @@ def _swap_in_empty_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) 
     new_magazine = _magazine_alloc(cpu, iovad)
     if new_magazine == 0:
         return False
+    full = cpu_rcache.loaded
+    # Before the depot has the full one, where others find it: the lock orders it.
+    cpu_rcache.loaded = new_magazine
     spin_lock(cpu, rcache.lock)
-    iova_depot_push(rcache, cpu_rcache.loaded)
+    iova_depot_push(rcache, full)
     spin_unlock(cpu, rcache.lock)
     add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
-    cpu_rcache.loaded = new_magazine
     return True
 
 
@@ -381,8 +398,13 @@ def _swap_in_depot_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) 
 @inline
 def _swap_magazines(cpu_rcache: Any) -> None:
     loaded = cpu_rcache.loaded
+    cpu_rcache.swapping = loaded
+    barrier()
     cpu_rcache.loaded = cpu_rcache.prev
+    barrier()
     cpu_rcache.prev = loaded
+    barrier()
+    cpu_rcache.swapping = 0
 
 
 @inline
@@ -427,7 +449,8 @@ def _iova_rcache_get(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
 
 
 @slow
-def _free_cpu_cached_iovas(cpu: Any, iovad: Any, of: int) -> None:
+def free_cpu_cached_iovas(cpu: Any, iovad: Any, of: int) -> None:
+    """Give all that the caches of a CPU hold back to the tree: when addresses run out, or when that CPU is dead."""
     for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
         rcache = element(iova_rcache, iovad.rcaches, order)
         cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, of)
@@ -454,7 +477,7 @@ def free_all_cached_iovas(cpu: Any, iovad: Any) -> None:
     """Give everything in magazines and depots back to the tree."""
     cpu.ctrs.rcache_flushes += 1
     for i in range(iovad.num_online_cpus):
-        _free_cpu_cached_iovas(cpu, iovad, i)
+        free_cpu_cached_iovas(cpu, iovad, i)
     _free_global_cached_iovas(cpu, iovad)
 
 
@@ -495,36 +518,16 @@ def alloc_iova_fast(cpu: Any, iovad: Any, size: int, limit_pfn: int, flush_rcach
         if pfn == 0 and flush_rcache:
             free_all_cached_iovas(cpu, iovad)
             pfn = alloc_iova(cpu, iovad, rounded, limit_pfn)
-    if pfn and iovad.allocated:
-        check_handed_out(cpu, iovad, pfn, size)
+    if pfn and iovad.oracle:
+        check_handed_out(cpu, iovad.oracle, pfn, size)
     return pfn
 
 
 @jit
 def free_iova_fast(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
     """Give back what alloc_iova_fast returned, with the size that was asked for."""
-    if iovad.allocated:
-        check_given_back(cpu, iovad, pfn, size)
+    if iovad.oracle:
+        check_given_back(cpu, iovad.oracle, pfn, size)
     if _iova_rcache_insert(cpu, iovad, pfn, size):
         return
     free_iova(cpu, iovad, pfn)
-
-
-@slow
-def check_handed_out(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
-    """Note that a range is in use; every page that already is counts as a violation."""
-    charge(cpu, COST_CHECK_PAGE, size)
-    write_lines(cpu, iovad.allocated + (pfn - iovad.start_pfn >> 3), 1 + (size >> 3))
-    for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
-        if test_and_set_bit(iovad.allocated, page):
-            cpu.ctrs.violations += 1
-
-
-@slow
-def check_given_back(cpu: Any, iovad: Any, pfn: int, size: int) -> None:
-    """Note that a range is free; every page that already is counts as a violation."""
-    charge(cpu, COST_CHECK_PAGE, size)
-    write_lines(cpu, iovad.allocated + (pfn - iovad.start_pfn >> 3), 1 + (size >> 3))
-    for page in range(pfn - iovad.start_pfn, pfn - iovad.start_pfn + size):
-        if not test_and_clear_bit(iovad.allocated, page):
-            cpu.ctrs.violations += 1

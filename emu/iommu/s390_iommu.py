@@ -10,12 +10,14 @@ from typing import Any
 
 from emu.iommu.io_pgtable import NO_PTE, PAGE_SHIFT, ZPCI_PTE_INVALID, io_pgtable, pte_valid, set_pte
 from emu.iommu.pci_insn import zpci_refresh_trans
-from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSHED, trace
+from emu.iommu.tracepoints import CAUSE_NO_RESOURCES, CAUSE_SHIFT, EVENT_FLUSH, EVENT_FLUSHED, trace
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_MAP_PAGE, COST_UNMAP_PAGE
 from emu.native.lines import write_lines
 from emu.native.record import element, int64_t, struct
 from emu.native.time import charge
+from emu.oracle.findings import MAPPED_OVER, UNMAPPED_TWICE, note_violation
+from emu.oracle.pages import check_shadow, note_unmapped
 
 PCI_FUNC_TYPE_ISM = 5
 """Internal Shared Memory (SMC-D): a device that looks into the translation tables itself when it sees an RPCIT."""
@@ -26,9 +28,10 @@ s390_domain = struct(
     aperture_pages="i8",
     tlb_refresh="i8",
     pft="i8",
+    oracle="i8",
 )
 """`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too; `pft`: type of the PCI
-function, 0 for any but PCI_FUNC_TYPE_ISM."""
+function, 0 for any but PCI_FUNC_TYPE_ISM; `oracle`: address of what watches the run, or 0."""
 
 _PTE_BYTES = int64_t.itemsize
 
@@ -58,7 +61,7 @@ def s390_iommu_map_pages(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, pa
             _invalidate_trans(cpu, domain, iova_pfn, i)
             return False
         if pte_valid(old):
-            cpu.ctrs.violations += 1
+            note_violation(cpu, MAPPED_OVER, iova_pfn + i, ZPCI_PTE_INVALID, old)
     cpu.ctrs.mapped_pages += pages
     charge(cpu, COST_MAP_PAGE, pages)
     _write_entries(cpu, domain, iova_pfn, pages)
@@ -70,13 +73,15 @@ def _invalidate_trans(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
     for i in range(pages):
         old = set_pte(domain.pgtable, cpu.spares, iova_pfn + i, ZPCI_PTE_INVALID)
         if not pte_valid(old):
-            cpu.ctrs.violations += 1
+            note_violation(cpu, UNMAPPED_TWICE, iova_pfn + i, 0, old)
 
 
 @jit
 def s390_iommu_unmap_pages(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> None:
     """Invalidate a range; the hypervisor does not know yet."""
     _invalidate_trans(cpu, domain, iova_pfn, pages)
+    if domain.oracle:
+        note_unmapped(cpu, domain.oracle, iova_pfn, pages)
     cpu.ctrs.unmapped_pages += pages
     charge(cpu, COST_UNMAP_PAGE, pages)
     _write_entries(cpu, domain, iova_pfn, pages)
@@ -108,10 +113,17 @@ def _map_segments(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, segments:
 
 
 @slow
-def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any) -> int:
-    """Global RPCIT over the aperture. Returns 0 or an errno, which a flush queue does not look at."""
+def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any, cause: int, waiting: int) -> int:
+    """Global RPCIT over the aperture. Returns 0 or an errno, which a flush queue does not look at.
+
+    Args:
+        cpu: context of the calling CPU.
+        domain: the s390_domain.
+        cause: CAUSE_*, for the log alone.
+        waiting: IOVAs that wait for it, for the log too.
+    """
     cpu.ctrs.global_rpcits += 1
-    trace(cpu, EVENT_FLUSH, 0)
+    trace(cpu, EVENT_FLUSH, cause << CAUSE_SHIFT | int(waiting))
     error = zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
     trace(cpu, EVENT_FLUSHED, 0)
     return error
@@ -133,6 +145,8 @@ def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) 
     if error == -ENOMEM:
         # Lets the hypervisor discover invalidated entries and drop them; it sees the new ones at the same time.
         error = refresh_for_resources(cpu, domain)
+    if domain.oracle and error == 0:
+        check_shadow(cpu, domain.oracle, iova_pfn, pages)
     return error == 0
 
 
@@ -150,4 +164,7 @@ def refresh_for_resources(cpu: Any, domain: Any) -> int:
     Returns 0 when all is mapped in the host now, or an errno.
     """
     cpu.ctrs.flushes_no_resources += 1
-    return zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    trace(cpu, EVENT_FLUSH, CAUSE_NO_RESOURCES << CAUSE_SHIFT)
+    error = zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    trace(cpu, EVENT_FLUSHED, 0)
+    return error

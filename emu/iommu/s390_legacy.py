@@ -19,21 +19,22 @@ from emu.iommu.s390_iommu import (
     s390_iommu_iotlb_sync,
     s390_iommu_unmap_pages,
 )
+from emu.iommu.stages import STAGE_ALLOCATOR, STAGE_TABLES, enter_stage, leave_stage
+from emu.iommu.tracepoints import CAUSE_WRAP
 from emu.native.bitmap import (
     bitmap_clear,
     bitmap_set,
     find_next_bit,
     find_next_zero_area,
-    test_and_clear_bit,
-    test_and_set_bit,
     word_t,
 )
 from emu.native.compile import jit, slow
-from emu.native.cost import COST_BITMAP_PAGE, COST_CHECK_PAGE, COST_RECLAIM
+from emu.native.cost import COST_BITMAP_PAGE, COST_RECLAIM
 from emu.native.lines import write_lines
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import address_of, element, int64_t, struct
 from emu.native.time import charge, now_ticks
+from emu.oracle.pages import check_given_back, check_handed_out, check_shadow, note_undone
 
 _BOUNDARY_PAGES = 1 << 20
 _WORD_BYTES = int64_t.itemsize
@@ -50,9 +51,11 @@ zpci_dma = struct(
     iommu_bitmap="i8",
     lazy_bitmap="i8",
     unmapped_at="i8",
-    allocated="i8",
+    oracle="i8",
+    reuses_unflushed="i8",
 )
-"""`unmapped_at`: ticks of the last unmap of each page, for the exposure; `allocated` as in iova_domain."""
+"""`unmapped_at`: ticks of the last unmap of each page, for the exposure; `oracle` as in iova_domain;
+`reuses_unflushed`: what was unmapped during a flush that makes room is reused after it."""
 
 
 @jit
@@ -69,6 +72,8 @@ def _close_windows_locked(cpu: Any, zdev: Any) -> None:
     page = find_next_bit(zdev.lazy_bitmap, zdev.iommu_pages, 0)
     while page < zdev.iommu_pages:
         close_window(cpu, element(int64_t, zdev.unmapped_at, page).value, flushed_at, 1)
+        if zdev.oracle:
+            check_given_back(cpu, zdev.oracle, zdev.start_pfn + page, 1)
         page = find_next_bit(zdev.lazy_bitmap, zdev.iommu_pages, page + 1)
 
 
@@ -96,7 +101,7 @@ def reuse_lazy_locked(cpu: Any, zdev: Any) -> None:
 def _flush_before_reuse_locked(cpu: Any, domain: Any, zdev: Any) -> bool:
     """A global flush before addresses are used again; False when it fails, and none may be."""
     cpu.ctrs.flushes_wrap += 1
-    if s390_iommu_flush_iotlb_all(cpu, domain) != 0:
+    if s390_iommu_flush_iotlb_all(cpu, domain, CAUSE_WRAP, zdev.lazy_iovas) != 0:
         return False
     reuse_lazy_locked(cpu, zdev)
     return True
@@ -130,6 +135,7 @@ def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> 
         cpu.ctrs.reclaimed += iovas
     else:
         bitmap_set(zdev.lazy_bitmap, offset, pages)
+        write_lines(cpu, address_of(zdev, "lazy_pages"), _WORD_BYTES)
         zdev.lazy_pages += pages
         zdev.lazy_iovas += iovas
         unmapped_at = now_ticks(cpu)
@@ -140,42 +146,57 @@ def _dma_free_address(cpu: Any, zdev: Any, pfn: int, pages: int, iovas: int) -> 
 
 
 @slow
-def _check(cpu: Any, zdev: Any, pfn: int, pages: int, taking: bool) -> None:
-    charge(cpu, COST_CHECK_PAGE, pages)
-    write_lines(cpu, zdev.allocated + (pfn - zdev.start_pfn >> 3), 1 + (pages >> 3))
-    for page in range(pfn - zdev.start_pfn, pfn - zdev.start_pfn + pages):
-        was_set = test_and_set_bit(zdev.allocated, page) if taking else test_and_clear_bit(zdev.allocated, page)
-        if was_set == taking:
-            cpu.ctrs.violations += 1
+def _take_back_address(cpu: Any, zdev: Any, pfn: int, pages: int) -> None:
+    """A map has failed; as in the kernel, nothing is flushed for an address that no driver has been told."""
+    if zdev.strict and zdev.oracle:
+        note_undone(zdev.oracle, pfn, pages)
+    _dma_free_address(cpu, zdev, pfn, pages, 0)
 
 
 @slow
 def _make_room(cpu: Any, domain: Any, zdev: Any) -> bool:
-    """The host is out of resources: lazily, a global flush lets it drop what was unmapped, and makes that usable."""
-    if zdev.strict or refresh_for_resources(cpu, domain) != 0:
+    """The host is out of resources: lazily, a global flush lets it drop what was unmapped, and makes that usable.
+
+    Linux takes the lock only after the flush, and makes usable also what another CPU has unmapped while it went on,
+    which the flush may not have seen: `reuses_unflushed`. Here the lock is held, as when addresses wrap round.
+    """
+    if zdev.strict:
         return False
-    spin_lock(cpu, zdev.iommu_bitmap_lock)
-    reuse_lazy_locked(cpu, zdev)
+    if zdev.reuses_unflushed:
+        error = refresh_for_resources(cpu, domain)
+        spin_lock(cpu, zdev.iommu_bitmap_lock)
+    else:
+        spin_lock(cpu, zdev.iommu_bitmap_lock)
+        error = refresh_for_resources(cpu, domain)
+    if error == 0:
+        reuse_lazy_locked(cpu, zdev)
     spin_unlock(cpu, zdev.iommu_bitmap_lock)
-    return True
+    return error == 0
 
 
 @slow
 def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, segments: int, nents: int) -> int:
     """Map a range, or a scatter-gather list into one range; arguments as dma_map(). Returns the pfn, or 0."""
+    call = enter_stage(cpu, STAGE_ALLOCATOR)
     pfn = _dma_alloc_address(cpu, domain, zdev, pages)
+    leave_stage(cpu, call)
     if pfn == 0:
         return 0
-    if not iommu_map_sg(cpu, domain, pfn, phys_pfn, pages, segments, nents):
-        _dma_free_address(cpu, zdev, pfn, pages, 0)
+    if zdev.oracle:
+        check_handed_out(cpu, zdev.oracle, pfn, pages)
+    enter_stage(cpu, STAGE_TABLES)
+    is_mapped = iommu_map_sg(cpu, domain, pfn, phys_pfn, pages, segments, nents)
+    leave_stage(cpu, call)
+    if not is_mapped:
+        _take_back_address(cpu, zdev, pfn, pages)
         return 0
     error = refresh_mapped(cpu, pfn, pages) if domain.tlb_refresh else 0
     if error and not (error == -ENOMEM and _make_room(cpu, domain, zdev)):
         s390_iommu_unmap_pages(cpu, domain, pfn, pages)
-        _dma_free_address(cpu, zdev, pfn, pages, 0)
+        _take_back_address(cpu, zdev, pfn, pages)
         return 0
-    if zdev.allocated:
-        _check(cpu, zdev, pfn, pages, True)
+    if zdev.oracle:
+        check_shadow(cpu, zdev.oracle, pfn, pages)
     return pfn
 
 
@@ -183,10 +204,12 @@ def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, se
 def s390_dma_unmap(cpu: Any, domain: Any, zdev: Any, pfn: int, pages: int) -> None:
     """Unmap what s390_dma_map returned."""
     since = now_ticks(cpu)
+    call = enter_stage(cpu, STAGE_TABLES)
     s390_iommu_unmap_pages(cpu, domain, pfn, pages)
+    leave_stage(cpu, call)
     if zdev.strict:
         s390_iommu_iotlb_sync(cpu, domain, pfn, pages)
         close_window(cpu, since, now_ticks(cpu), pages)
-    if zdev.allocated:
-        _check(cpu, zdev, pfn, pages, False)
+        if zdev.oracle:
+            check_given_back(cpu, zdev.oracle, pfn, pages)
     _dma_free_address(cpu, zdev, pfn, pages, 1)

@@ -6,7 +6,10 @@ from emu.iommu.counters import iommu_ctrs
 from emu.iommu.io_pgtable import table_spares
 from emu.native.record import struct
 
-ROLE_CPU, ROLE_TIMER, ROLE_HYPERVISOR, ROLE_SUPERVISOR = range(4)
+ROLE_CPU, ROLE_TIMER, ROLE_HYPERVISOR, ROLE_SUPERVISOR, ROLE_DEVICE = range(5)
+
+PHYS_SHIFT = 12
+"""The memory of slot n, counted from 1, begins at page frame n << PHYS_SHIFT."""
 
 SLOT_FREE, SLOT_MAPPED, SLOT_FAILED = 0, 1, 2
 SLOT_STATE = 3
@@ -16,7 +19,7 @@ GO_ON, STOP, UNBOUND = 0, 1, 2
 """Values of `control_t.stop`."""
 
 control_t = struct(
-    lines=("go", "ready", "stop", "abort", "cpus_retired", "timer_retired"),
+    lines=("go", "ready", "stop", "abort", "cpus_retired", "timer_retired", "offline"),
     go="i4",
     ready="i8",
     stop="i8",
@@ -24,10 +27,11 @@ control_t = struct(
     abort="i8",
     cpus_retired="i8",
     timer_retired="i8",
+    offline="i8",
 )
 """What the supervisor tells the others: `go` starts them together, `stop` ends the load or, when it is UNBOUND, holds
 CPUs and timer still (for the `unbinds`-th time), `abort` ends waiting for anybody who may be dead; the timer ends when
-the CPUs have retired, the hypervisor when the timer has."""
+the CPUs have retired, the hypervisor when the timer has; `offline`: how many CPUs have died."""
 
 slot_t = struct(state="i4", pages="i4", pfn="i8")
 """Where a mapping is between its map and its unmap, which may be on another CPU."""
@@ -51,7 +55,13 @@ _fields = {
     "request": "i8",
     "server": "i8",
     "timers": "i8",
+    "findings": "i8",
+    "dma_device": "i8",
     "events": "i8",
+    "records": "i8",
+    "stages": "i8",
+    "stage": "i8",
+    "stage_since": "i8",
     "map_histogram": "i8",
     "unmap_histogram": "i8",
     "exposure_histogram": "i8",
@@ -67,6 +77,8 @@ _fields = {
     "ops_done": "i8",
     "pairs_done": "i8",
     "rests": "i8",
+    "flush_step": "i8",
+    "flush_for": "i8",
     "spares": table_spares,
     "started_ns": "i8",
     "started_ticks": "i8",
@@ -86,8 +98,10 @@ cpu_t = struct(lines=("native", "ctrs"), native="i8", **_fields)
 """The context that every compiled function is passed as `cpu`, one for each process or thread of the machine.
 
 `id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes; `ops_done` and
-`pairs_done` say where in its program it is, and `rests` at which unbinding it holds still. The first field's name sets
-the type apart from other engines' contexts. All addresses point into the segment."""
+`pairs_done` say where in its program it is, `rests` at which unbinding it holds still, `flush_step` where in a flush of
+the queue it is, and `flush_for` how many others' flushes that one stands for. `events` is its ring, or 0; `records`:
+every operation and request goes there too; `stages` as in emu.iommu.stages. The first
+field's name sets the type apart from other engines' contexts. All addresses point into the segment."""
 
 virtual_cpu_t = struct(lines=("virtual", "ctrs"), virtual="i8", **_fields)
 """The same for a machine on virtual clocks; the first field is the address of its fiber. Python reads both as cpu_t."""

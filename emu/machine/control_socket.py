@@ -30,6 +30,9 @@ _PATIENCE_S = 30.0
 class ControlError(Exception):
     """The machine cannot be reached, or does not understand; the message is one line."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -81,6 +84,14 @@ class ControlSocket:
             with suppress(OSError):
                 (self._folder / NAME).unlink()
 
+    def give_up(self) -> None:
+        """In a forked child: the socket and its file stay the parent's."""
+        for client in self._clients:
+            client.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._listener, self._clients = None, []
+
     def next_request(self) -> Request | None:
         """A request that makes sense, of the client that has waited longest; None when there is none now."""
         self._welcome()
@@ -96,7 +107,10 @@ class ControlSocket:
         return None
 
     def _welcome(self) -> None:
-        while self._listener is not None:
+        # Not all: they may come as fast as they are taken.
+        for _ in range(_MOST_CLIENTS):
+            if self._listener is None:
+                return
             try:
                 connection, _ = self._listener.accept()
             except OSError:  # nobody is there, or no longer
@@ -219,17 +233,35 @@ def send(folder: Path, name: str, value: str) -> tuple[str | None, str | None]:
         connection.settimeout(_PATIENCE_S)
         try:
             connection.sendall(json.dumps({"set": name, "value": value}).encode() + b"\n")
-            with connection.makefile("r", encoding="utf-8") as lines:
-                reply = json.loads(lines.readline(_LONGEST_LINE) or "null")
+            with connection.makefile("rb") as lines:
+                reply = lines.readline(_LONGEST_LINE)
         except TimeoutError:
             raise ControlError(f"the machine in {folder} did not answer within {_PATIENCE_S:g} s") from None
-        except (OSError, ValueError):
-            reply = None
-    if reply is None:
+        except OSError:
+            reply = b""
+    return understood(reply, folder)
+
+
+def understood(reply: bytes, folder: Path) -> tuple[str | None, str | None]:
+    """The kernel's errno and reason in the reply of the machine whose run's folder this is.
+
+    Raises:
+        ControlError: it is cut off, an error, or no reply at all.
+    """
+    if not reply.endswith(b"\n"):
         raise ControlError(f"the machine in {folder} ended before it answered")
-    if "error" in reply:
-        raise ControlError(str(reply["error"]))
-    return reply["errno"], reply["reason"]
+    try:
+        said = json.loads(reply)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        said = {}
+    if isinstance(said.get("error"), str):
+        raise ControlError(said["error"])
+    errno, reason = said.get("errno", said), said.get("reason", said)
+    if not isinstance(errno, str | None) or not isinstance(reason, str | None):
+        raise ControlError(f"what listens in {folder} does not answer as a machine does")
+    return errno, reason
 
 
 def _listen(folder: Path) -> socket.socket:

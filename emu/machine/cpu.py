@@ -8,8 +8,10 @@ from emu.iommu.counters import iommu_ctrs
 from emu.iommu.dma import dma_map, dma_unmap
 from emu.iommu.domain import iommu_domain
 from emu.iommu.s390_iommu import int32_t
-from emu.iommu.tracepoints import EVENT_MAP, EVENT_UNMAP
+from emu.iommu.stages import STAGES_OF_MAP, STAGES_OF_UNMAP, begin_stages, end_stages
+from emu.iommu.tracepoints import EVENT_MAP, EVENT_UNMAP, PAGES_BITS
 from emu.machine.context import (
+    PHYS_SHIFT,
     SLOT_FAILED,
     SLOT_FREE,
     SLOT_MAPPED,
@@ -23,6 +25,7 @@ from emu.machine.context import (
     slot_t,
 )
 from emu.native.atomics import (
+    barrier,
     cmpxchg,
     fetch_add,
     int64_t,
@@ -32,7 +35,7 @@ from emu.native.atomics import (
     xchg,
 )
 from emu.native.compile import entry, inline, jit, slow
-from emu.native.events import emit, event_ring_t
+from emu.native.events import emit
 from emu.native.futex import EVERYONE
 from emu.native.histogram import record_value
 from emu.native.record import address_of, deref, element
@@ -54,7 +57,6 @@ _SLEEP_NS = 200_000_000
 """Whoever stops the load wakes the sleepers; thousands that looked more often would be a load of their own."""
 _NAP_NS = 10_000_000
 _SEGMENT_BYTES = int32_t.itemsize
-_PHYS_SHIFT = 12
 _COUNTERS = iommu_ctrs.itemsize // int64_t.itemsize
 
 
@@ -143,11 +145,13 @@ def _mark(cpu: Any, phase: int) -> None:
 def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
     segments = cpu.segments + op.arg * _SEGMENT_BYTES
     since = now_ticks(cpu)
-    pfn = dma_map(cpu, domain, (op.slot + 1) << _PHYS_SHIFT, op.pages, segments, op.nents)
+    begin_stages(cpu, STAGES_OF_MAP, since)
+    pfn = dma_map(cpu, domain, (op.slot + 1) << PHYS_SHIFT, op.pages, segments, op.nents)
     done = now_ticks(cpu)
+    end_stages(cpu, done)
     record_value(cpu.map_histogram, done - since)
-    if cpu.events:
-        emit(deref(event_ring_t, cpu.events), EVENT_MAP, cpu.id, pfn, op.pages, done)
+    if cpu.records:
+        emit(cpu, EVENT_MAP, pfn, (done - since) << PAGES_BITS | op.pages, done)
     slot.pfn = pfn
     slot.pages = op.pages
     _hand_over(cpu, slot, SLOT_MAPPED if pfn else SLOT_FAILED)
@@ -156,12 +160,18 @@ def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
 @inline
 def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
     if (read_once(slot, "state") & SLOT_STATE) == SLOT_MAPPED:
+        pfn = slot.pfn
+        # Who looks after this CPU's death must not unmap it once more.
+        slot.pfn = 0
+        barrier()
         since = now_ticks(cpu)
-        dma_unmap(cpu, domain, slot.pfn, slot.pages)
+        begin_stages(cpu, STAGES_OF_UNMAP, since)
+        dma_unmap(cpu, domain, pfn, slot.pages)
         done = now_ticks(cpu)
+        end_stages(cpu, done)
         record_value(cpu.unmap_histogram, done - since)
-        if cpu.events:
-            emit(deref(event_ring_t, cpu.events), EVENT_UNMAP, cpu.id, slot.pfn, slot.pages, done)
+        if cpu.records:
+            emit(cpu, EVENT_UNMAP, pfn, (done - since) << PAGES_BITS | slot.pages, done)
     _hand_over(cpu, slot, SLOT_FREE)
 
 

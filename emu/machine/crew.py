@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import multiprocess
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
 _fork = multiprocess.get_context("fork")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,7 +40,6 @@ class Member:
         slot: its context's number.
         context: its record, for what it notes when it ends.
         run: compiled function, called with the context's address.
-        dead_generation: where the generation of a context is published when its process has died.
         core: the core to bind it to, or None.
         measure_memory: look at its private memory when it ends, which takes some ms.
     """
@@ -49,7 +49,6 @@ class Member:
     context: Any
     address: int
     run: Callable[[int], int]
-    dead_generation: Any
     core: int | None = None
     measure_memory: bool = True
     exit: int | None = None
@@ -65,6 +64,9 @@ class Crew(Protocol):
     def ended(self, timeout_s: float) -> list[Member]:
         """Those that have ended since the last call; waits for the first at most `timeout_s`."""
 
+    def signal(self, member: Member, number: int) -> None:
+        """Send one a signal."""
+
     def kill(self) -> list[Member]:
         """End by force all that are left; returns those that had to be killed."""
 
@@ -75,6 +77,11 @@ def _note_usage(context: Any, who: int) -> None:
     context.system_us = round(usage.ru_stime * 1e6)
     context.voluntary_switches = usage.ru_nvcsw
     context.involuntary_switches = usage.ru_nivcsw
+
+
+def _wake_on_time() -> None:
+    """Have this thread's sleeps end when they should: by default Linux lets them last 50 µs longer."""
+    _libc.prctl(_PR_SET_TIMERSLACK, 1)
 
 
 def _private_bytes() -> int:
@@ -90,9 +97,14 @@ def _private_bytes() -> int:
 
 
 class ProcessCrew:
-    """Forked processes: compiled code and the segment are there already."""
+    """Forked processes: compiled code and the segment are there already.
 
-    def __init__(self) -> None:
+    Args:
+        in_child: called in each before it begins, to give up what only the parent shall have.
+    """
+
+    def __init__(self, in_child: Callable[[], None] = lambda: None) -> None:
+        self._in_child = in_child
         self._parent = os.getpid()
         self._poll = select.poll()
         self._members: dict[int, Member] = {}
@@ -121,8 +133,10 @@ class ProcessCrew:
 
     def _live(self, member: Member) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _wake_on_time()
         if os.getppid() != self._parent:
             os._exit(1)
+        self._in_child()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if member.core is not None:
@@ -140,13 +154,14 @@ class ProcessCrew:
             member = self._members.pop(descriptor)
             self._poll.unregister(descriptor)
             os.close(descriptor)
-            if not member.context.finished:
-                # Published before the pid is reaped: those who wait for its locks take them over.
-                member.dead_generation[member.slot] = member.context.generation
             member.handle.join()
             member.exit = member.handle.exitcode
             members.append(member)
         return members
+
+    def signal(self, member: Member, number: int) -> None:
+        """Send one a signal; it has not been reaped, so that its pid is its own."""
+        os.kill(member.handle.pid, number)
 
     def kill(self) -> list[Member]:
         """SIGKILL to all that are left."""
@@ -182,6 +197,7 @@ class ThreadCrew:
     def _live(self, member: Member) -> None:
         code = 1
         try:
+            _wake_on_time()
             if member.core is not None:
                 os.sched_setaffinity(0, {member.core})
             member.run(member.address)
@@ -203,6 +219,9 @@ class ThreadCrew:
             member.handle.join()
             self._running.remove(member)
         return members
+
+    def signal(self, member: Member, number: int) -> None:
+        """A signal to a thread would be one to all."""
 
     def kill(self) -> list[Member]:
         """Threads cannot be killed: wait for them, which abort makes short."""

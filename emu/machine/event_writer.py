@@ -1,4 +1,4 @@
-"""Where the events of the CPUs and of the timer go while the machine runs: to files, or into memory.
+"""Where the events of CPUs, timer and hypervisor go while the machine runs: to files, or into memory.
 
 The rings never wait for the disk: what does not fit is lost and counted. When a file cannot be written any longer,
 recording ends with a sentence, and the run goes on.
@@ -13,8 +13,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from emu.iommu.tracepoints import EVENT_MAP, EVENT_RPCIT, EVENT_UNMAP
 from emu.machine.layout import Layout
 from emu.native.events import EventFile, drain, event_t
+from emu.native.lock import EVENT_LOCK_WAIT
+
+MOST_LOGGED = 1 << 17
+_OF_OPERATIONS = (EVENT_MAP, EVENT_UNMAP, EVENT_RPCIT, EVENT_LOCK_WAIT)
 
 
 class EventCollector:
@@ -23,12 +28,14 @@ class EventCollector:
     Attributes:
         recorded: events kept.
         lost: events that found their ring full.
+        log: empty; who collects them has them.
     """
 
     def __init__(self) -> None:
         self.recorded = 0
         self.lost = 0
         self.problem: str | None = None
+        self.log: list[npt.NDArray[np.void]] = []
         self._rings: Any = []
         self._chunks: list[npt.NDArray[np.void]] = []
 
@@ -47,6 +54,9 @@ class EventCollector:
         self.lost = sum(int(ring.lost) for ring in self._rings)
         self._rings = []
 
+    def fill_disk(self) -> None:
+        """Memory is no disk: nothing changes."""
+
     def drain(self) -> None:
         """Take what the rings hold."""
         for ring in self._rings:
@@ -62,30 +72,36 @@ class EventCollector:
 
 
 class EventWriter:
-    """The files `events-cpuN.bin` and `events-timer.bin` of one run; does nothing where nothing is recorded.
+    """The files of events of one run: with `machine.record` one for each process, `events-cpuN.bin` and so on.
+
+    Without it all processes' events, which are few then, go to `events-machine.bin`.
 
     Attributes:
         recorded: events written.
         lost: events that found their ring full, or came after recording had ended.
         problem: why recording ended early, as one line, or None.
+        log: what the event log tells, up to MOST_LOGGED events, chunk by chunk, each process's in its order.
     """
 
     def __init__(self, layout: Layout, folder: Path | None) -> None:
         self.recorded = 0
         self.lost = 0
         self.problem: str | None = None
+        self.log: list[npt.NDArray[np.void]] = []
         self._files: list[EventFile] = []
-        self._rings: Any = layout.segment["event_rings"] if layout.config.machine.record else []
-        if not len(self._rings):
-            return
+        self._rings: Any = layout.segment["event_rings"]
+        self._logged = 0
+        self._is_recording = layout.config.machine.record
         if folder is None:
-            self.problem = "machine.record is on, but there is no folder to record to: every event counts as lost"
+            if layout.config.machine.record:
+                self.problem = "machine.record is on, but there is no folder to record to: every event counts as lost"
             return
+        names = ["machine"]
+        if layout.config.machine.record:
+            names = [layout.name_of(slot).replace(" ", "") for slot in range(len(self._rings))]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for cpu in range(layout.cpus):
-                self._files.append(EventFile(folder, f"cpu{cpu}"))
-            self._files.append(EventFile(folder, "timer"))
+            self._files = [EventFile(folder, name) for name in names]
         except OSError as error:
             self._give_up(f"{folder}: {error.strerror}")
 
@@ -100,22 +116,35 @@ class EventWriter:
             file.close()
         self.lost += sum(int(ring.lost) for ring in self._rings)
 
+    def fill_disk(self) -> None:
+        """Have every later write fail, as on a disk that is full."""
+        for file in self._files:
+            file.fill_disk()
+
     def drain(self) -> None:
         """Move what the rings hold to the files."""
-        if not len(self._rings):
-            return
-        for cpu in np.flatnonzero(self._rings.tail != self._rings.head):
-            events = drain(self._rings[cpu])
-            if cpu >= len(self._files):
+        for slot in np.flatnonzero(self._rings.tail != self._rings.head):
+            events = drain(self._rings[slot])
+            self._keep_for_log(events)
+            if not self._files:
                 self.lost += len(events)
                 continue
+            file = self._files[slot if len(self._files) > 1 else 0]
             try:
-                self._files[cpu].append(events)
+                file.append(events)
             except OSError as error:
                 self.lost += len(events)
-                self._give_up(f"{self._files[cpu].path}: {error.strerror}")
+                self._give_up(f"{file.path}: {error.strerror}")
             else:
                 self.recorded += len(events)
+
+    def _keep_for_log(self, events: npt.NDArray[np.void]) -> None:
+        if self._logged >= MOST_LOGGED:
+            return
+        # A copy: what is kept must not hold on to the whole ring's worth.
+        kept = events[~np.isin(events["code"], _OF_OPERATIONS)].copy() if self._is_recording else events.copy()
+        self._logged += len(kept)
+        self.log.append(kept)
 
     def _give_up(self, reason: str) -> None:
         self.problem = f"recording has ended: {reason}; the run went on"

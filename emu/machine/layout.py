@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu.config import Config, DomainType, cores
+from emu.hypervisor.iotlb import iotlb_t
 from emu.hypervisor.state import hypervisor_t, request_t, server_t
 from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_TYPES, iommu_domain
 from emu.iommu.flush_queue import iova_fq, iova_fq_entry
@@ -22,8 +25,10 @@ from emu.iommu.io_pgtable import (
 from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
 from emu.iommu.recorded import recorded_flush_t
 from emu.iommu.s390_iommu import PCI_FUNC_TYPE_ISM
+from emu.iommu.stages import STAGES
 from emu.machine.context import (
     ROLE_CPU,
+    ROLE_DEVICE,
     ROLE_HYPERVISOR,
     ROLE_SUPERVISOR,
     ROLE_TIMER,
@@ -32,20 +37,27 @@ from emu.machine.context import (
     mark_t,
     slot_t,
 )
+from emu.machine.device import BURST, LATE_SCALE, device_t
 from emu.machine.lifecycle import teardown_t
+from emu.machine.lock_names import lock_id
 from emu.native.bitmap import bitmap_bytes
 from emu.native.cost import COSTS
 from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
+from emu.native.record import pointer_to
 from emu.native.segment import SegmentPlan
 from emu.native.timer import firing_t, timer_base_t
 from emu.native.virtual import LINES_REMEMBERED, PS, START_PS, fiber_t, init_world, turn_t, world_t
+from emu.oracle.findings import findings_t
+from emu.oracle.pages import oracle_t, own_flush_t
 from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
+LOG_EVENTS_PER_CPU = 1 << 13
 VIRTUAL_EVENTS_PER_CPU = 1 << 13
-"""On virtual clocks nobody records while a ring is emptied, and thousands of rings are not too much."""
+"""Slots of a ring: with every operation, with what is noted always, and on virtual clocks, where nobody records while a
+ring is emptied, and thousands of rings are not too much."""
 HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
 _UNLIMITED = 1 << 62
 _ROOM_FOR_LOST_RANGES = 1 << 18
@@ -73,11 +85,20 @@ class Layout:
 
     Attributes:
         segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
-        theirs, then come the timer's, the servers' and the supervisor's. fq_size: entries of a ring of the domain as
-        it begins; 0 where there is no queue. is_ism: what does DMA is an ISM device.
+        theirs, then come the timer's, the servers', the devices' and the supervisor's. fq_size: entries of a ring of
+        the domain as it begins; 0 where there is no queue. is_ism: what does DMA is an ISM device.
+        folder: of the run, which the segment names to those who look for it; None where there is none.
     """
 
-    def __init__(self, config: Config, domain_type: DomainType, workload: Workload, *, real_time: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        domain_type: DomainType,
+        workload: Workload,
+        *,
+        real_time: bool,
+        folder: Path | None = None,
+    ) -> None:
         self.config = config
         self.workload = workload
         self.type = DOMAIN_TYPES[domain_type]
@@ -85,7 +106,9 @@ class Layout:
         self.servers = config.hypervisor.servers if config.hypervisor.service == "process" else 0
         self.timer = self.cpus
         self.first_server = self.cpus + 1
-        self.supervisor = self.first_server + self.servers
+        self.first_device = self.first_server + self.servers
+        self.devices = config.machine.devices
+        self.supervisor = self.first_device + self.devices
         self.contexts = self.supervisor + 1
         self.is_ism = config.device == "ism"
         self._queues = {kind: queue for kind in FQ_DEFAULTS if (queue := self._queue_of(kind))}
@@ -93,10 +116,34 @@ class Layout:
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
         self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
         self.is_virtual = config.machine.engine == "sim"
-        self.events_per_cpu = VIRTUAL_EVENTS_PER_CPU if self.is_virtual else EVENTS_PER_CPU
+        small = [fault.factor for fault in config.machine.parsed_faults if fault.kind == "small-event-ring"]
+        real = EVENTS_PER_CPU if config.machine.record else LOG_EVENTS_PER_CPU
+        self.events_per_cpu = min([VIRTUAL_EVENTS_PER_CPU if self.is_virtual else real, *small])
         self.spare_cores = 0 if self.is_virtual else cores() - self.cpus - self.servers
-        self.segment = self._plan().create(private=self.is_virtual)
+        about = self._about(domain_type, folder)
+        self.segment = self._plan().create(private=self.is_virtual, about=about)
         self._fill(real_time=real_time)
+
+    @property
+    def load_seconds(self) -> float | None:
+        """How long the load is to run, in s; None where it runs for a number of operations, or to its end."""
+        machine = self.config.machine
+        timed = machine.ops is None and any(program.repeats for program in self.workload.programs)
+        return machine.seconds if timed else None
+
+    def _about(self, domain_type: DomainType, folder: Path | None) -> dict[str, Any]:
+        """What those who attach to the segment may want to know."""
+        return {
+            "pid": os.getpid(),
+            "folder": str(folder.resolve()) if folder else None,
+            "domain": domain_type,
+            "workload": self.workload.name,
+            "cpus": self.cpus,
+            "servers": self.servers,
+            "names": [self.name_of(slot) for slot in range(self.supervisor)],
+            "seconds": self.load_seconds,
+            "config": self.config.model_dump(mode="json"),
+        }
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
@@ -138,6 +185,7 @@ class Layout:
         plan.add("timer_base", timer_base_t, 1)
         plan.add("timers", np.int64, 1 + IOVA_RANGE_CACHE_MAX_SIZE)
         plan.add("teardown", teardown_t, 1)
+        plan.add("findings", findings_t, self.contexts)
         # On virtual clocks one writes at a time, and all can write to the same.
         self.histograms = 1 if self.is_virtual else self.contexts
         for name in HISTOGRAMS:
@@ -158,7 +206,12 @@ class Layout:
             plan.add("rings", iova_fq, self._rings())
             plan.add("ring_entries", iova_fq_entry, self._ring_entries())
         if self.config.machine.check:
-            plan.add("allocated", np.uint8, bitmap_bytes(self.aperture_pages))
+            plan.add("oracle", oracle_t, 1)
+            plan.add("oracle_words", np.int64, self.aperture_pages)
+            plan.add("own_flushes", own_flush_t, self.contexts)
+        if self.devices:
+            plan.add("devices", device_t, self.devices)
+            plan.add("iotlbs", iotlb_t, self.devices)
         return plan
 
     def _plan_hypervisor(self, plan: SegmentPlan) -> None:
@@ -190,9 +243,10 @@ class Layout:
         if self.workload.recorded:
             plan.add("recorded_firings", firing_t, len(self.workload.recorded.firings) + 1)
             plan.add("recorded_flushes", recorded_flush_t, len(self.workload.recorded.flushes) + 1)
-        if self.config.machine.record:
-            plan.add("event_rings", event_ring_t, self.cpus + 1)
-            plan.add("events", event_t, (self.cpus + 1) * self.events_per_cpu)
+        plan.add("event_rings", event_ring_t, self.first_device)
+        plan.add("events", event_t, self.first_device * self.events_per_cpu)
+        if self.config.machine.breakdown:
+            plan.add("stages", np.int64, self.cpus * 2 * STAGES)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
         plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
@@ -215,12 +269,16 @@ class Layout:
         self._fill_hypervisor()
         if self.type not in S390_TYPES:
             self._fill_allocator()
+        if self.config.machine.check:
+            self._fill_oracle()
+        if self.devices:
+            self._fill_devices()
         self._fill_timers()
         self._fill_load()
         for slot in range(self.contexts):
             self._fill_context(slot)
-        if self.config.machine.record:
-            self._fill_event_rings()
+        self._fill_event_rings()
+        self._name_locks()
         self._fill_programs(real_time=real_time)
         if self.is_virtual:
             self._fill_world()
@@ -239,7 +297,7 @@ class Layout:
         self._fill_table(domain.s390.pgtable, "guest")
         group = self.segment["group"][0]
         group.default_domain = at("domain")
-        group.bugs = sum({BUGS[name] for name in options.bugs})
+        group.bugs = sum({BUGS[name] for name in options.bugs if name in BUGS})
         cookie = domain.cookie
         cookie.num_possible_cpus = self.cpus
         cookie.wait_on_overrun = options.on_overrun == "wait"
@@ -250,7 +308,6 @@ class Layout:
             fq_options = domain.percpu_options if kind == PERCPU_FQ else domain.single_options
             fq_options.fq_size = queue.size
             fq_options.fq_timeout_ns = round(queue.timeout_ms * 1e6)
-        allocated = at("allocated") if self.config.machine.check else 0
         if self.type in S390_TYPES:
             zdev = domain.zdev
             # Page 0 is never handed out, as 0 says that a map failed.
@@ -260,9 +317,31 @@ class Layout:
             zdev.iommu_bitmap = at("iommu_bitmap")
             zdev.lazy_bitmap = at("lazy_bitmap")
             zdev.unmapped_at = at("unmapped_at")
-            zdev.allocated = allocated
-        else:
-            cookie.iovad.allocated = allocated
+            zdev.reuses_unflushed = "reuse-unflushed" in options.bugs
+
+    def _fill_oracle(self) -> None:
+        at, oracle = self.segment.address, self.segment["oracle"][0]
+        domain, hv = self.segment["domain"][0], self.segment["hypervisor"][0]
+        oracle.start_pfn = self.aperture_start_pfn
+        oracle.pages = self.aperture_pages
+        oracle.words = at("oracle_words")
+        oracle.own_flushes = at("own_flushes")
+        oracle.guest_table = hv.guest_table
+        oracle.shadow_table = pointer_to(hv.shadow) if hv.shadows else 0
+        domain.s390.oracle = hv.oracle = at("oracle")
+        domain.zdev.oracle = domain.cookie.iovad.oracle = at("oracle")
+
+    def _fill_devices(self) -> None:
+        at, machine, hv = self.segment.address, self.config.machine, self.segment["hypervisor"][0]
+        hv.devices = self.devices
+        hv.iotlbs = at("iotlbs")
+        for number, device in enumerate(self.segment["devices"]):
+            device.random = 1 + (machine.seed * 64 + number) * 2654435761 % 0xFFFFFFFE
+            device.late = round(machine.late_share * LATE_SCALE)
+            device.burst_ns = round(machine.dma_ns * BURST)
+            device.slots = self.workload.slots
+            device.iotlb = at("iotlbs", number)
+            device.oracle = at("oracle")
 
     def _dma_limit_pfn(self) -> int:
         reach = (1 << self.config.domain.dma_bits) - 1 >> PAGE_SHIFT
@@ -367,6 +446,8 @@ class Layout:
             return f"cpu {slot}"
         if slot == self.timer:
             return "timer"
+        if slot >= self.first_device:
+            return f"device {slot - self.first_device}" if self.devices > 1 else "device"
         return f"hypervisor {slot - self.first_server}" if self.servers > 1 else "hypervisor"
 
     def _fill_recorded(self, recorded: RecordedTimes) -> None:
@@ -387,7 +468,9 @@ class Layout:
             return ROLE_CPU
         if slot == self.timer:
             return ROLE_TIMER
-        return ROLE_SUPERVISOR if slot == self.supervisor else ROLE_HYPERVISOR
+        if slot >= self.first_device:
+            return ROLE_SUPERVISOR if slot == self.supervisor else ROLE_DEVICE
+        return ROLE_HYPERVISOR
 
     def _fill_context(self, slot: int) -> None:
         at, cpu, role = self.segment.address, self.segment["contexts"][slot], self.role_of(slot)
@@ -408,6 +491,9 @@ class Layout:
         cpu.request = at("requests", slot)
         cpu.server = at("servers", slot)
         cpu.timers = at("timer_base")
+        cpu.findings = at("findings", slot)
+        if role == ROLE_DEVICE:
+            cpu.dma_device = at("devices", slot - self.first_device)
         for name in ("map", "unmap", "exposure"):
             cpu[f"{name}_histogram"] = self._histogram(name, slot)
         cpu.slots = at("slots")
@@ -415,11 +501,26 @@ class Layout:
         cpu.pair_limit = _UNLIMITED
 
     def _fill_event_rings(self) -> None:
-        """One for each CPU and, last, one for the timer."""
-        for number, slot in enumerate((*range(self.cpus), self.timer)):
-            first = self.segment.address("events", number * self.events_per_cpu)
-            init_ring(self.segment["event_rings"][number], first, self.events_per_cpu)
-            self.segment["contexts"][slot].events = self.segment.address("event_rings", number)
+        """One for each CPU, the timer and each server."""
+        at, contexts = self.segment.address, self.segment["contexts"]
+        for slot in range(self.first_device):
+            init_ring(self.segment["event_rings"][slot], at("events", slot * self.events_per_cpu), self.events_per_cpu)
+            contexts[slot].events = at("event_rings", slot)
+            contexts[slot].records = self.config.machine.record
+            if self.config.machine.breakdown and slot < self.cpus:
+                contexts[slot].stages = at("stages", slot * 2 * STAGES)
+
+    def _name_locks(self) -> None:
+        """Have each lock say which it is."""
+        cookie = self.segment["domain"][0].cookie
+        cookie.iovad.iova_rbtree_lock.id = lock_id("tree")
+        cookie.iovad.magazine_lock.id = lock_id("magazines")
+        self.segment["domain"][0].zdev.iommu_bitmap_lock.id = lock_id("bitmap")
+        self.segment["hypervisor"][0].lock.id = lock_id("hypervisor")
+        for array, kind in (("rings", "ring"), ("cpu_rcaches", "cpu_rcache"), ("rcaches", "depot")):
+            if array in self.segment:
+                locks = self.segment[array]["lock"]
+                locks["id"] = lock_id(kind) + np.arange(len(locks))
 
     def _fill_programs(self, *, real_time: bool) -> None:
         start, pairs = 0, self.config.machine.ops

@@ -16,15 +16,16 @@ from emu.iommu.domain import (
 )
 from emu.iommu.flush_queue import fq_free_unreachable
 from emu.iommu.group import iommu_group, iommu_group_store_type
-from emu.iommu.io_pgtable import init_io_pgtable
+from emu.iommu.io_pgtable import init_io_pgtable, invalidate_all
 from emu.iommu.iova import free_iova_fast
 from emu.iommu.s390_iommu import s390_iommu_unmap_pages
 from emu.iommu.s390_legacy import reuse_lazy_locked
-from emu.machine.context import SLOT_FAILED, SLOT_MAPPED, SLOT_STATE, cpu_t, slot_t, virtual_cpu_t
+from emu.machine.context import SLOT_FAILED, SLOT_MAPPED, SLOT_STATE, control_t, cpu_t, slot_t, virtual_cpu_t
 from emu.native.bitmap import bitmap_clear
 from emu.native.compile import entry, slow
 from emu.native.record import deref, element, struct
 from emu.native.virtual import end_fiber
+from emu.oracle.pages import check_given_back, check_shadow, set_reach_ended
 
 teardown_t = struct(
     slots="i8",
@@ -70,6 +71,15 @@ def virtual_store_type(context: int) -> int:
 
 
 @slow
+def _check_live(cpu: Any, domain: Any, report: Any) -> None:
+    for i in range(report.slots):
+        slot = element(slot_t, cpu.slots, i)
+        # Without an address its owner died while unmapping it.
+        if (slot.state & SLOT_STATE) == SLOT_MAPPED and slot.pfn:
+            check_shadow(cpu, domain.s390.oracle, slot.pfn, slot.pages)
+
+
+@slow
 def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
     for i in range(report.slots):
         slot = element(slot_t, cpu.slots, i)
@@ -77,6 +87,9 @@ def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
             continue
         # Its owner's unmap is still to come, and finds that there is nothing to do.
         slot.state = SLOT_FAILED
+        if slot.pfn == 0:
+            # Its owner died while unmapping it.
+            continue
         report.live_iovas += 1
         if domain.dma_ops != DMA_DIRECT:
             s390_iommu_unmap_pages(cpu, domain.s390, slot.pfn, slot.pages)
@@ -84,9 +97,9 @@ def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
         if domain.dma_ops == DMA_IOMMU:
             free_iova_fast(cpu, domain.cookie.iovad, slot.pfn, slot.pages)
         elif domain.dma_ops == DMA_S390:
+            if domain.zdev.oracle:
+                check_given_back(cpu, domain.zdev.oracle, slot.pfn, slot.pages)
             bitmap_clear(domain.zdev.iommu_bitmap, slot.pfn - domain.zdev.start_pfn, slot.pages)
-            if domain.zdev.allocated:
-                bitmap_clear(domain.zdev.allocated, slot.pfn - domain.zdev.start_pfn, slot.pages)
 
 
 @slow
@@ -96,7 +109,11 @@ def _unbind_driver(cpu: Any, report: Any) -> None:
     The device is quiet then, so what waits for a flush is out of its reach, and reusable.
     """
     domain = deref(iommu_domain, cpu.domain)
+    set_reach_ended(domain.s390.oracle, 1)
     _unmap_live(cpu, domain, report)
+    if deref(control_t, cpu.control).offline:
+        # What the dead had mapped and not handed over yet, or not unmapped to the end.
+        invalidate_all(domain.s390.pgtable, domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
     forget_unmapped(
         cpu, deref(hypervisor_t, cpu.hypervisor), domain.s390.aperture_start_pfn, domain.s390.aperture_pages
     )
@@ -104,6 +121,7 @@ def _unbind_driver(cpu: Any, report: Any) -> None:
         reuse_lazy_locked(cpu, domain.zdev)
     else:
         fq_free_unreachable(cpu, domain.cookie)
+    set_reach_ended(domain.s390.oracle, 0)
     deref(iommu_group, cpu.group).owner_cnt = 0
 
 
@@ -130,6 +148,9 @@ def teardown_machine(context: int, report_address: int) -> int:
     cpu = deref(cpu_t, context)
     domain = deref(iommu_domain, cpu.domain)
     report = deref(teardown_t, report_address)
+    if domain.s390.oracle and domain.dma_ops != DMA_DIRECT:
+        _check_live(cpu, domain, report)
+    set_reach_ended(domain.s390.oracle, 1)
     _unmap_live(cpu, domain, report)
     iommu_domain_free(cpu, domain)
     report.queued = domain.remains.queued

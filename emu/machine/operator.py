@@ -13,6 +13,8 @@ from emu.machine.timeline import Timeline
 _TIMELINE = "timeline"
 _REST_S = 0.001
 """How often to look whether all rest, while a driver is being unbound."""
+_MOST_REQUESTS = 16
+"""So many are carried out before somebody looks at the processes again: clients may ask faster than is answered."""
 
 
 class Operator:
@@ -50,7 +52,10 @@ class Operator:
             self._write(now_s, _as_request(action))
             if self._unbinding:
                 return _REST_S
-        while request := self._socket.next_request():
+        for _ in range(_MOST_REQUESTS):
+            request = self._socket.next_request()
+            if request is None:
+                break
             self._write(now_s, request)
             if self._unbinding:
                 return _REST_S

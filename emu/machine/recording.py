@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from emu.iommu.flush_queue import SINGLE_QUEUE, iova_fq
+from emu.iommu.stages import STAGES
 from emu.machine.context import ROLE_HYPERVISOR
+from emu.machine.device import device_t
 from emu.machine.layout import HISTOGRAMS, Layout
+from emu.native.events import event_t
 from emu.native.histogram import BUCKETS
 
 
@@ -37,8 +40,14 @@ class Recording:
         rings: of the queue that the domain had at the end, shape (rings,), dtype iova_fq.
         locks: (name, records), dtype spinlock_t.
         marks: shape (cpus, marks), dtype mark_t.
-        teardown: shape (1,), or None when a process had died.
+        devices: what each of those that do DMA did, shape (n,), dtype device_t; iotlb_hits: of all of them.
+        findings: every process's, the supervisor's last; dtype findings_t.
+        teardown: shape (1,), or None when what a dead process had left could not be repaired.
         tick_ns: ns of one tick.
+        most_pages: of one mapping of the load.
+        log: what the event log is to tell of, dtype event_t.
+        stages: where the time of maps and unmaps went, shape (2, STAGES), summed over CPUs; None where not measured.
+        start_ns, start_ticks: when the first CPU started, on the machine's clock and in ticks.
         fq_init_failed: there was no memory for the queue. device_in_error: the ISM device has gone into error.
     """
 
@@ -55,14 +64,22 @@ class Recording:
     rings: npt.NDArray[Any]
     locks: list[tuple[str, npt.NDArray[Any]]]
     marks: npt.NDArray[Any]
+    findings: npt.NDArray[Any]
+    devices: npt.NDArray[Any]
+    iotlb_hits: int
     segment_bytes: int
     fq_size: int
     fq_timeout_ms: float
     tick_ns: float
     fq_init_failed: bool
     device_in_error: bool
+    most_pages: int = 0
     events_recorded: int = 0
     events_lost: int = 0
+    log: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, event_t))
+    stages: npt.NDArray[np.int64] | None = None
+    start_ns: int = 0
+    start_ticks: int = 0
     teardown: npt.NDArray[Any] | None = None
 
 
@@ -88,14 +105,21 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         server_count=max(layout.servers, 1),
         histograms={name: segment[f"{name}_histogram"].reshape(-1, BUCKETS).sum(axis=0) for name in HISTOGRAMS},
         rings=_rings(layout, domain),
-        locks=_locks(layout, domain, hypervisor),
+        locks=locks_of(segment.copy_of, domain, hypervisor),
         marks=segment.copy_of("marks").reshape(layout.cpus, layout.marks_per_cpu),
+        findings=segment.copy_of("findings"),
+        devices=segment.copy_of("devices") if layout.devices else np.zeros(0, device_t),
+        iotlb_hits=int(segment["iotlbs"]["hits"].sum()) if layout.devices else 0,
         segment_bytes=segment.size,
         fq_size=int(domain["cookie"]["fq_size"][0]),
         fq_timeout_ms=float(domain["cookie"]["fq_timeout_ns"][0]) / 1e6,
         tick_ns=_tick_ns(contexts[: layout.cpus]),
         fq_init_failed=bool(domain["fq_init_failed"][0]),
         device_in_error=bool(hypervisor["device_in_error"][0]),
+        stages=_stages(layout),
+        start_ns=_start(contexts[: layout.cpus], "started_ns"),
+        start_ticks=_start(contexts[: layout.cpus], "started_ticks"),
+        most_pages=max((int(program.ops["pages"].max(initial=0)) for program in layout.workload.programs), default=0),
     )
 
 
@@ -106,7 +130,16 @@ def _rings(layout: Layout, domain: Any) -> npt.NDArray[Any]:
     return layout.segment.copy_of("rings")[: 1 if cookie["qt"][0] == SINGLE_QUEUE else layout.cpus]
 
 
-def _locks(layout: Layout, domain: Any, hypervisor: Any) -> list[tuple[str, npt.NDArray[Any]]]:
+def locks_of(
+    copy_of: Callable[[str], npt.NDArray[Any]], domain: Any, hypervisor: Any
+) -> list[tuple[str, npt.NDArray[Any]]]:
+    """Name and records of all locks of a machine.
+
+    Args:
+        copy_of: copies an array of the segment.
+        domain: copied already; shape (1,).
+        hypervisor: the same.
+    """
     iovad = domain["cookie"]["iovad"]
     locks = [
         ("iova_rbtree_lock", iovad["iova_rbtree_lock"]),
@@ -115,11 +148,22 @@ def _locks(layout: Layout, domain: Any, hypervisor: Any) -> list[tuple[str, npt.
         ("hypervisor lock", hypervisor["lock"]),
     ]
     if domain["rings"][0]:
-        locks.append(("iova_fq.lock", layout.segment.copy_of("rings")["lock"]))
+        locks.append(("iova_fq.lock", copy_of("rings")["lock"]))
     if iovad["rcaches"][0]:
-        locks.append(("iova_cpu_rcache.lock", layout.segment.copy_of("cpu_rcaches")["lock"]))
-        locks.append(("iova_rcache.lock", layout.segment.copy_of("rcaches")["lock"]))
+        locks.append(("iova_cpu_rcache.lock", copy_of("cpu_rcaches")["lock"]))
+        locks.append(("iova_rcache.lock", copy_of("rcaches")["lock"]))
     return locks
+
+
+def _stages(layout: Layout) -> npt.NDArray[np.int64] | None:
+    if not layout.config.machine.breakdown:
+        return None
+    return np.array(layout.segment["stages"]).reshape(layout.cpus, 2, STAGES).sum(axis=0)
+
+
+def _start(cpus: npt.NDArray[Any], clock: str) -> int:
+    started = cpus[cpus["started_ns"] > 0]
+    return int(started[clock][np.argmin(started["started_ns"])]) if len(started) else 0
 
 
 def _tick_ns(cpus: npt.NDArray[Any]) -> float:

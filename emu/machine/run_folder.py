@@ -11,14 +11,19 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import structlog
 
+from emu.native.full_disk import fill_disk_of
+
 DEFAULT_PARENT = "emu-runs"
+_UNPAIRED = "backslashreplace"
+"""How half a surrogate pair is written, which UTF-8 does not have: as JSON escapes it. File names may hold such, and
+what others send."""
 
 
 class RunFolderError(Exception):
@@ -66,6 +71,11 @@ class RunFolder:
                 self._file.close()
             self._file = None
 
+    def fill_disk(self) -> None:
+        """Have every later write to the event log fail, as on a disk that is full."""
+        if self._file is not None:
+            fill_disk_of(self._file)
+
     def write(self, name: str, text: str) -> None:
         """Write one file, atomically."""
         if self.path is None:
@@ -73,7 +83,7 @@ class RunFolder:
         target = self.path / name
         temporary = self.path / f".{name}.{os.getpid()}.tmp"
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors=_UNPAIRED) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -95,7 +105,7 @@ class RunFolder:
     def _open_log(self, path: Path) -> None:
         try:
             # Line by line to its final name: a log is worth most when its writer did not live to rename it.
-            self._file = path.open("w", encoding="utf-8", buffering=1)
+            self._file = path.open("w", encoding="utf-8", errors=_UNPAIRED, buffering=1)
         except OSError as error:
             self._note(path, error)
             return
@@ -145,10 +155,13 @@ def _make_empty(out: Path) -> None:
 
 
 def _stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """When, who, what; then the rest."""
+    """When, who, what; then the rest. What happened earlier says when, in ns of CLOCK_MONOTONIC."""
+    now_ns = time.monotonic_ns()
+    time_ns = event.pop("time_ns", now_ns)
+    wall = datetime.now(UTC) - timedelta(microseconds=(now_ns - time_ns) // 1000)
     return {
-        "time": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "time_ns": time.monotonic_ns(),
+        "time": wall.isoformat(timespec="microseconds"),
+        "time_ns": time_ns,
         "role": event.pop("role", "supervisor"),
         "pid": event.pop("pid", os.getpid()),
         "event": event.pop("event"),

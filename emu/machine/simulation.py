@@ -18,22 +18,30 @@ from emu.hypervisor.state import request_t
 from emu.machine.context import SLOT_WAITERS, STOP, control_t, virtual_cpu_t
 from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import live_as_cpu
+from emu.machine.device import live_as_device
 from emu.machine.event_writer import EventSink
 from emu.machine.hypervisor import live_as_server
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, virtual_store_type, virtual_unbind_driver
 from emu.machine.operator import Operator
+from emu.machine.saboteur import Nobody, Saboteur
+from emu.machine.sampler import Sampler
 from emu.machine.sysfs import Sysfs
 from emu.machine.timeline import Timeline
 from emu.machine.timer import live_as_timer
-from emu.native.compile import entry
-from emu.native.record import deref, pointer_to
+from emu.native.clock import clock_ns
+from emu.native.compile import entry, inline
+from emu.native.events import event_ring_t
+from emu.native.record import deref, element, pointer_to
 from emu.native.stack import Stacks
 from emu.native.virtual import NEVER_PS, PS, START_PS, end_fiber, give_turn, run_world, wake_first, world_t
 from emu.workload.program import OP_UNMAP
 
+_ASK_NS = 50_000_000
+_FEWEST_TURNS = 256
 _TURNS = 1 << 17
 """Between two looks at the user: some ten milliseconds of turns in which not much is to do."""
+_STARVED_PS = 10**12
 _PATIENCE_S = 0.25
 """How long an interrupted machine may take to serve what is under way."""
 
@@ -66,9 +74,45 @@ def virtual_hypervisor_main(context: int) -> int:
 
 
 @entry
-def advance(world: int, until_ps: int, turns: int) -> int:
-    """Let the machine run until all its clocks have passed `until_ps`, or for some turns; 1 when time is left."""
-    return 1 if run_world(deref(world_t, world), until_ps, turns) else 0
+def virtual_device_main(context: int) -> int:
+    """Fiber of a device."""
+    cpu = deref(virtual_cpu_t, context)
+    live_as_device(cpu)
+    end_fiber(cpu)
+    return 0
+
+
+@inline
+def _should_be_emptied(rings: int, count: int) -> bool:
+    for i in range(count):
+        ring = element(event_ring_t, rings, i)
+        if (ring.tail - ring.head) << 1 > ring.mask:
+            return True
+    return False
+
+
+@entry
+def advance(world: int, until_ps: int, turns: int, rings: int, count: int) -> int:
+    """Let the machine run until all its clocks have passed `until_ps`, for some turns, or until a ring is half full.
+
+    Args:
+        world: address of the world_t.
+        until_ps: on the virtual clocks.
+        turns: how many at most, about.
+        rings: address of the `count` rings of events; in a turn a fiber notes four things at most, as a rule.
+        count: of rings.
+
+    Returns:
+        1 when time is left.
+    """
+    slice_turns = max((element(event_ring_t, rings, 0).mask + 1) >> 3, _FEWEST_TURNS)
+    ask_at_ns = clock_ns() + _ASK_NS
+    for _ in range(0, turns, slice_turns):
+        if not run_world(deref(world_t, world), until_ps, slice_turns):
+            return 0
+        if _should_be_emptied(rings, count) or clock_ns() > ask_at_ns:
+            break
+    return 1
 
 
 @entry
@@ -138,12 +182,24 @@ class Simulation:
         self._own_context = layout.segment.address("contexts", layout.supervisor)
         self._stacks = Stacks(layout.supervisor)
         self._writer = Stacks(1)
-        # In a turn a CPU records an operation and a flush at most, and its ring is emptied in between.
-        self._turns = layout.events_per_cpu // 4 if self.config.machine.record else _TURNS
+        self._rings = (layout.segment.address("event_rings"), layout.first_device)
         self._abort_at = float("inf")
+        self._done, self._done_at_ps = -1, 0
         self._socket = socket or ControlSocket(None)
         sysfs = Sysfs(layout, self._left, self._wake_resting, self)
         self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
+        self.saboteur = Saboteur(layout, Nobody(), on_event, events.fill_disk)
+        self._sampler = Sampler(layout, on_event, layout.load_seconds)
+
+    @property
+    def deaths(self) -> list[dict[str, Any]]:
+        """Fibers do not die."""
+        return []
+
+    @property
+    def can_be_taken_down(self) -> bool:
+        """Whether what is left of the machine is whole, so that its books can be made."""
+        return not self.died
 
     def run(self) -> None:
         """From the first operation to the end of the last fiber."""
@@ -163,21 +219,46 @@ class Simulation:
     def _main_of(self, slot: int) -> Any:
         if slot < self.layout.cpus:
             return virtual_cpu_main
+        if slot >= self.layout.first_device:
+            return virtual_device_main
         return virtual_timer_main if slot == self.layout.timer else virtual_hypervisor_main
 
     def _run_load(self) -> None:
         """Until the time is over, all programs have ended, or the user wants to stop."""
-        timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
-        until_ps = START_PS + round(self.config.machine.seconds * 1e9) * PS if timed else NEVER_PS
+        seconds = self.layout.load_seconds
+        until_ps = NEVER_PS if seconds is None else START_PS + round(seconds * 1e9) * PS
         while self._now_ps < until_ps and not (
             self.interrupted or self._finished(0, self.layout.cpus) or self._is_stuck()
         ):
-            soon_s = self.operator.work((self._now_ps - START_PS) / 1e12)
+            now_s = (self._now_ps - START_PS) / 1e12
+            soon_s = min(
+                self.operator.work(now_s),
+                self.saboteur.work(now_s, self._fraction(until_ps)),
+                self._sampler.work(now_s),
+            )
             # An action is never early, so it is waited for to the ps.
             soon_ps = self._now_ps + math.ceil(soon_s * 1e12) if soon_s < math.inf else NEVER_PS
-            self._advance(min(until_ps, soon_ps))
+            look_ps = self._now_ps + _STARVED_PS // 4 if self.saboteur.starves else NEVER_PS
+            self._advance(min(until_ps, soon_ps, look_ps))
+            if self._is_starving():
+                break
             self._on_progress(self._fraction(until_ps))
         self._on_progress(1.0)
+
+    def _is_starving(self) -> bool:
+        """Whether a fault leaves CPUs without an answer for ever: for a second nothing has been done by anybody."""
+        if not self.saboteur.starves:
+            return False
+        done = int(self._contexts["ctrs"]["unmaps"].sum()) + int(self.layout.segment["servers"]["requests"].sum())
+        if done != self._done:
+            self._done, self._done_at_ps = done, self._latest_ps
+        elif self._now_ps - self._done_at_ps > _STARVED_PS:
+            waiting = np.flatnonzero(self._contexts["finished"][: self.layout.cpus] == 0)
+            names = ", ".join(self.layout.name_of(int(slot)) for slot in waiting)
+            self.died = f"{names} waits for ever for an answer of the hypervisor"
+            self._abort()
+            return True
+        return False
 
     @property
     def _now_ps(self) -> int:
@@ -215,7 +296,7 @@ class Simulation:
 
     def _advance(self, until_ps: int) -> bool:
         """Some turns; no result depends on how many."""
-        time_left = advance(pointer_to(self._world), until_ps, self._turns)
+        time_left = advance(pointer_to(self._world), until_ps, _TURNS, *self._rings)
         self._events.drain()
         return bool(time_left)
 
@@ -248,10 +329,15 @@ class Simulation:
             member.exit = 0 if finished else None
 
     def _run_until_finished(self, first: int, last: int) -> None:
+        until_ps = self._latest_ps + _STARVED_PS if self.saboteur.starves else NEVER_PS
         while not self._finished(first, last):
             if self.interrupted and not self._control.abort and time.monotonic() > self._abort_at:
                 self._abort()
-            time_left = self._advance(NEVER_PS)
+            time_left = self._advance(until_ps)
+            if until_ps < NEVER_PS and self._now_ps >= until_ps:
+                # Whoever waits for an answer that a fault has taken away does not get it any more.
+                self._abort()
+                until_ps, time_left = NEVER_PS, True
             if not self._finished(first, last) and (self._is_stuck() or not time_left):
                 waiting = first + int(np.argmin(self._contexts["finished"][first:last]))
                 self.died = self.died or f"{self.layout.name_of(waiting)} waits for ever"
@@ -260,7 +346,8 @@ class Simulation:
     def _is_stuck(self) -> bool:
         """Whether the CPUs that are left wait without a time-out, and nobody is at work who could wake one."""
         segment, cpus = self.layout.segment, self.layout.cpus
-        left = np.flatnonzero(self._contexts["finished"][: self.layout.supervisor] == 0)
+        # A device wakes nobody.
+        left = np.flatnonzero(self._contexts["finished"][: self.layout.first_device] == 0)
         until_ps = segment["turns"]["at_ps"][segment["turn_of"][left[left < cpus]]]
         return bool(len(until_ps) and (until_ps == NEVER_PS).all() and segment["fibers"]["waits_for"][left].all())
 

@@ -23,8 +23,14 @@ _INTERRUPTED = 2.5
 _LEAST = 20
 
 
-def marked_load(config: Config, pairs: int) -> Workload:
-    """The load `nvme`, about `pairs` map+unmap pairs on each CPU and no more, with a mark before every stretch."""
+def marked_load(config: Config, pairs: int, *, goes_on: bool = False) -> Workload:
+    """The load `nvme`, about `pairs` map+unmap pairs on each CPU, with a mark before every stretch.
+
+    Args:
+        config: the run.
+        pairs: of the part that has marks.
+        goes_on: whether the load then repeats without marks, until the time is over; else it ends.
+    """
     workload = nvme_workload(config, pairs)
     workload.phases = ["stretch"]
     for program in workload.programs:
@@ -33,8 +39,10 @@ def marked_load(config: Config, pairs: int) -> Workload:
         marked = np.zeros((count, 2 * PAIRS + 1), op_t)
         marked[:, 0]["code"] = OP_MARK
         marked[:, 1:] = loop[: count * 2 * PAIRS].reshape(count, -1)
-        program.ops = np.concatenate([prologue, marked.ravel()])
-        program.loop_start = len(program.ops)
+        # What is left of the loop brings every slot back to where the loop finds it.
+        rest = loop[count * 2 * PAIRS :]
+        program.ops = np.concatenate([prologue, marked.ravel(), *([rest, loop] if goes_on else [])])
+        program.loop_start = len(program.ops) - (len(loop) if goes_on else 0)
     return workload
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import threading
@@ -17,23 +18,30 @@ import numpy as np
 
 from emu.config import Config, DomainType, MachineConfig, cores
 from emu.iommu.domain import FQ_WARNING
-from emu.machine.context import SLOT_WAITERS, STOP, control_t
+from emu.machine.ambush import send_holding
+from emu.machine.bury import BURIAL_ENTRIES
+from emu.machine.context import ROLE_CPU, ROLE_DEVICE, ROLE_HYPERVISOR, ROLE_TIMER, SLOT_WAITERS, STOP, control_t
 from emu.machine.control_socket import ControlSocket
 from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
+from emu.machine.device import device_main
 from emu.machine.event_writer import EventCollector, EventSink, EventWriter
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, store_type, teardown_machine, unbind_driver
 from emu.machine.operator import Operator
 from emu.machine.recording import Recording, record
-from emu.machine.simulation import VIRTUAL_ENTRIES, Simulation
+from emu.machine.recovery import Recovery
+from emu.machine.saboteur import Nobody, Saboteur, Victims
+from emu.machine.sampler import Sampler
+from emu.machine.simulation import VIRTUAL_ENTRIES, Simulation, virtual_device_main
 from emu.machine.sysfs import Sysfs
 from emu.machine.timeline import Timeline
 from emu.machine.timer import timer_main
 from emu.native.compile import compile_entries
-from emu.native.events import drain_ring
+from emu.native.events import drain_ring, event_t
 from emu.native.futex import EVERYONE, futex_wake
+from emu.native.lock import owner_word
 from emu.native.segment import SegmentError
 from emu.workload.program import OP_UNMAP, Workload
 
@@ -44,6 +52,11 @@ _KILL_S = 0.15
 _EXIT_S = 0.02
 _BEAT_S = 0.05
 _RECORDING_BEAT_S = 0.005
+_STARVED_S = 1.0
+"""Without a single map or request, where a fault can have that effect: longer than a process is stopped, usually."""
+
+
+_MAIN_OF = {ROLE_CPU: cpu_main, ROLE_TIMER: timer_main, ROLE_HYPERVISOR: hypervisor_main, ROLE_DEVICE: device_main}
 
 
 class MachineError(Exception):
@@ -59,6 +72,7 @@ class MachineRun:
         switches: what was written to sysfs while the load ran, and what became of it, as in summary.json.
         died: "cpu 1 (pid 17) was killed by SIGKILL" when a process of the machine died, else None.
         interrupted: the user stopped it.
+        deaths: of its processes, each as in summary.json.
         warnings: sentences for the user.
     """
 
@@ -66,15 +80,18 @@ class MachineRun:
     switches: list[dict[str, Any]]
     died: str | None
     interrupted: bool
+    deaths: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def compile_machine(machine: MachineConfig, on_compile: Callable[[int, int], None] | None = None) -> bool:
     """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
-    real = (cpu_main, timer_main, hypervisor_main, store_type, unbind_driver)
+    real: tuple[Any, ...] = (cpu_main, timer_main, hypervisor_main, store_type, unbind_driver)
+    if machine.engine == "processes":
+        real = (*real, *BURIAL_ENTRIES)
     engine = VIRTUAL_ENTRIES if machine.engine == "sim" else real
-    recording = (drain_ring,) if machine.record else ()
-    return compile_entries((init_machine, *engine, teardown_machine, *recording), on_compile)
+    device = (virtual_device_main if machine.engine == "sim" else device_main,) if machine.devices else ()
+    return compile_entries((init_machine, *engine, *device, teardown_machine, drain_ring), on_compile)
 
 
 def run_machine(
@@ -112,7 +129,7 @@ def run_machine(
     """
     compile_machine(config.machine, on_compile)
     try:
-        layout = Layout(config, domain, workload, real_time=real_time)
+        layout = Layout(config, domain, workload, real_time=real_time, folder=control_in)
     except SegmentError as error:
         raise MachineError(str(error)) from None
     try:
@@ -127,16 +144,18 @@ def run_machine(
         with listening(machine), events:
             machine.run()
         recording = record(layout, machine.members)
-        if not machine.died:
+        if machine.can_be_taken_down:
             teardown_machine(layout.segment.address("contexts", layout.supervisor), layout.segment.address("teardown"))
             recording.teardown = layout.segment.copy_of("teardown")
+            recording.findings = layout.segment.copy_of("findings")
             recording.supervisor = layout.segment["contexts"][layout.supervisor].copy()
     finally:
         layout.segment.unlink()
     recording.events_recorded, recording.events_lost = events.recorded, events.lost
-    warnings = _warnings(layout, recording) + machine.operator.warnings()
+    recording.log = np.concatenate(events.log) if events.log else np.zeros(0, event_t)
+    warnings = _warnings(layout, recording) + machine.operator.warnings() + machine.saboteur.warnings()
     warnings += [problem for problem in (events.problem, socket.problem) if problem]
-    return MachineRun(recording, machine.operator.switches, machine.died, machine.interrupted, warnings)
+    return MachineRun(recording, machine.operator.switches, machine.died, machine.interrupted, machine.deaths, warnings)
 
 
 @contextmanager
@@ -199,24 +218,53 @@ class Machine:
         self.interrupted = False
         self._events = events
         self._on_progress = on_progress
+        self._on_event = on_event
         self._control = layout.segment["control"][0]
         self._own_context = layout.segment.address("contexts", layout.supervisor)
         self._left: set[int] = set()
+        self._started: float | None = None
+        self._done = self._done_at = 0.0
         self._crew: Crew
         self._socket = socket or ControlSocket(None)
         sysfs = Sysfs(layout, lambda: self._left, self._wake_all, self)
         self.operator = Operator(sysfs, Timeline(layout.config.machine.timeline), self._socket, on_event)
+        self.recovery = Recovery(layout, on_event)
+        self._sampler = Sampler(layout, on_event, layout.load_seconds)
+        victims: Victims = self if self.config.machine.engine == "processes" else Nobody()
+        self.saboteur = Saboteur(layout, victims, on_event, events.fill_disk)
+
+    @property
+    def deaths(self) -> list[dict[str, Any]]:
+        """Of its processes, each as in summary.json."""
+        return self.recovery.deaths
+
+    @property
+    def can_be_taken_down(self) -> bool:
+        """Whether what is left of the machine is whole, so that its books can be made."""
+        return self._started is not None and self.recovery.is_whole
+
+    def living(self) -> list[int]:
+        """Slots of the processes that have not ended."""
+        return sorted(self._left)
+
+    def send(self, slot: int, number: int) -> None:
+        """Send a process a signal, if it has not ended."""
+        if slot in self._left:
+            self._crew.signal(self.members[slot], number)
+
+    def send_holding(self, slot: int, lock: str, number: int, chance: random.Random) -> int:
+        """Send a process a signal while it holds a lock; returns when (ns), or 0 where it has not come to that."""
+        member = self.members[slot]
+        return send_holding(self.layout, member.slot, member.handle.pid, lock, number, chance)
 
     def _member(self, slot: int) -> Member:
         layout = self.layout
-        run = cpu_main if slot < layout.cpus else timer_main if slot == layout.timer else hypervisor_main
         return Member(
             name=layout.name_of(slot),
             slot=slot,
             context=layout.segment["contexts"][slot],
             address=layout.segment.address("contexts", slot),
-            run=run,
-            dead_generation=layout.segment["dead_generation"],
+            run=_MAIN_OF[layout.role_of(slot)],
             core=self._core(slot),
             measure_memory=slot < _MEASURED_CPUS or slot >= layout.cpus,
         )
@@ -225,6 +273,8 @@ class Machine:
         """Core to bind a context to: CPUs when each can have its own, servers when there are cores left for them."""
         available = sorted(os.sched_getaffinity(0))
         if not self.config.machine.pin or len(available) < self.layout.cpus or slot == self.layout.timer:
+            return None
+        if slot >= self.layout.first_device:
             return None
         if slot < self.layout.cpus:
             return available[slot]
@@ -238,7 +288,7 @@ class Machine:
             MachineError: when one cannot be started.
         """
         init_machine(self._own_context)
-        self._crew = ProcessCrew() if self.config.machine.engine == "processes" else ThreadCrew()
+        self._crew = ProcessCrew(self._socket.give_up) if self.config.machine.engine == "processes" else ThreadCrew()
         try:
             for member in self.members:
                 self._crew.start(member)
@@ -276,23 +326,41 @@ class Machine:
         return True
 
     def _start_together(self) -> None:
+        self.saboteur.work(0.0, 0.0)
+        self._on_event("load_started", {})
         self._control.go = 1
         self._wake("go")
 
     def _watch(self) -> None:
         """Until the time is over, all programs have ended, somebody died or the user wants to stop."""
         beat = _RECORDING_BEAT_S if self.config.machine.record else _BEAT_S
-        started = time.monotonic()
-        timed = self.config.machine.ops is None and any(p.repeats for p in self.layout.workload.programs)
-        until = started + self.config.machine.seconds if timed else float("inf")
+        started = self._started = time.monotonic()
+        seconds = self.layout.load_seconds
+        until = float("inf") if seconds is None else started + seconds
         while not self.interrupted and not self.died and any(slot < self.layout.cpus for slot in self._left):
             now = time.monotonic()
             if now >= until:
                 break
-            soon = self.operator.work(now - started)
+            fraction = self._fraction(started, until)
+            since = now - started
+            soon = min(self.operator.work(since), self.saboteur.work(since, fraction), self._sampler.work(since))
             self._reap(max(min(until - now, beat, soon), 0.0))
-            self._on_progress(self._fraction(started, until))
+            self.recovery.tend(self._left)
+            self._give_up_if_starving()
+            self._on_progress(fraction)
         self._on_progress(1.0)
+
+    def _give_up_if_starving(self) -> None:
+        """Stop where a fault leaves CPUs without an answer for ever: nothing is done any longer, by anybody."""
+        if not self.saboteur.starves or self._control.stop:
+            return
+        done = int(self.layout.segment["contexts"]["ctrs"]["unmaps"].sum())
+        done += int(self.layout.segment["servers"]["requests"].sum())
+        if done != self._done:
+            self._done, self._done_at = done, time.monotonic()
+        elif time.monotonic() - self._done_at > _STARVED_S + self._longest_flush_s():
+            waiting = ", ".join(self.layout.name_of(slot) for slot in sorted(self._left) if slot < self.layout.cpus)
+            self.died = f"{waiting} waits for ever for an answer of the hypervisor"
 
     def _fraction(self, started: float, until: float) -> float:
         if until != float("inf"):
@@ -307,6 +375,7 @@ class Machine:
         """CPUs first, then the timer, which may need the hypervisor, then the hypervisor; by force if they do not."""
         layout = self.layout
         self._control.stop = STOP
+        self.saboteur.let_go()
         self._wake_all()
         self._await({slot for slot in self._left if slot < layout.cpus})
         self._control.cpus_retired = 1
@@ -317,10 +386,14 @@ class Machine:
         doorbell = layout.segment.address("hypervisor") + hypervisor.dtype.fields["doorbell"][1]
         futex_wake(doorbell, EVERYONE)
         self._await(set(self._left))
-        killed = self._crew.kill()
-        self._left.clear()
-        if killed and not self.died and not self.interrupted:
-            self.died = f"{killed[0].name} did not stop and was killed"
+        for member in self._crew.kill():
+            self._left.discard(member.slot)
+            if not member.context.finished:
+                death = self._bury(member)
+                self.recovery.note(death, recovered=False, then="it did not stop when it should")
+            if not self.died and not self.interrupted:
+                self.died = f"{member.name} did not stop and was killed"
+        self.recovery.finish()
 
     def _await(self, slots: set[int]) -> None:
         patience = _ABORT_S if self.interrupted or self.died else _ABORT_S + self._longest_flush_s()
@@ -328,7 +401,8 @@ class Machine:
         patience += _EXIT_S * len(slots) / cores()
         until = time.monotonic() + patience
         while slots & self._left and time.monotonic() < until:
-            self._reap(min(_BEAT_S, until - time.monotonic()))
+            self._reap(max(min(_BEAT_S, until - time.monotonic()), 0.0))
+            self.recovery.tend(self._left)
             if self.interrupted or self.died:
                 until = min(until, time.monotonic() + _ABORT_S)
         if slots & self._left:
@@ -349,14 +423,65 @@ class Machine:
         self._events.drain()
         for member in self._crew.ended(timeout_s):
             self._left.discard(member.slot)
-            if member.context.finished and member.exit == 0:
-                continue
-            if not self.died:
-                self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
-            self._control.stop = STOP
-            self._abort()
-            self._wake_slots()
+            if not (member.context.finished and member.exit == 0):
+                self._go_on_after(member)
         return self.died is not None
+
+    def _bury(self, member: Member) -> dict[str, Any]:
+        at_s = None if self._started is None else time.monotonic() - self._started
+        return self.recovery.bury(member.slot, _cause(member.exit), at_s, self.saboteur.killed.get(member.slot))
+
+    def _go_on_after(self, member: Member) -> None:
+        """Repair what a dead process left, then go on without it, start it anew, or stop."""
+        if member.context.finished:
+            # It had done its part, and was killed on its way out.
+            self._stop_for(member, None)
+            return
+        death = self._bury(member)
+        reason = self._why_stop(member, death)
+        if reason:
+            self.recovery.note(death, recovered=False, then=f"the machine stopped: {reason}")
+            self._stop_for(member, reason)
+        elif member.slot < self.layout.cpus:
+            self.recovery.note(death, recovered=True, then="the others went on without it")
+        else:
+            self._start_anew(member)
+            self.recovery.note(death, recovered=True, then=f"started anew as pid {member.context.pid}")
+
+    def _why_stop(self, member: Member, death: dict[str, Any]) -> str | None:
+        """Why the machine stops after a death, in a few words; None when it goes on."""
+        if self._started is None:
+            return "it had not begun"
+        if self.died or self.interrupted:
+            return "it was being stopped"
+        if member.slot >= self.layout.cpus:
+            role = "timer" if member.slot == self.layout.timer else "hypervisor"
+            return None if role in self.config.machine.restart else f"there is no --restart {role}"
+        if self.config.machine.on_death == "stop":
+            return "on_death is stop"
+        if self._control.stop == STOP:
+            return None
+        return self.recovery.stops_for(member.slot, death, self._left)
+
+    def _stop_for(self, member: Member, reason: str | None) -> None:
+        if not self.died:
+            self.died = f"{member.name} (pid {member.context.pid}) {_cause(member.exit)}"
+            if reason and self.config.machine.on_death != "stop":
+                self.died += f"; {reason}"
+        self._control.stop = STOP
+        self._abort()
+        self._wake_slots()
+
+    def _start_anew(self, member: Member) -> None:
+        """Fork a successor, which takes the dead one's context under another name."""
+        context = member.context
+        context.generation += 1
+        context.owner = owner_word(member.slot, context.generation)
+        context.flush_step = context.flush_for = 0
+        member.exit = None
+        self._crew.start(member)
+        self._left.add(member.slot)
+        self.saboteur.killed.pop(member.slot, None)
 
     def _abort(self) -> None:
         """Let nobody wait any longer for somebody who may be dead."""

@@ -65,7 +65,8 @@ class Sysfs:
         """Write a value to `type` or `driver`.
 
         Returns:
-            The answer; None for an unbinding, which has to wait until CPUs and timer rest: ask `unbound()` for it.
+            The answer; None for an unbinding, which has to wait until CPUs, timer and devices rest: ask `unbound()` for
+            it.
         """
         if name == "type":
             return self._store_type(value)
@@ -75,7 +76,8 @@ class Sysfs:
         """Finish an unbinding; None while somebody is still at work."""
         contexts, unbind = self._layout.segment["contexts"], self._control.unbinds
         for slot in self._left():
-            if slot <= self._layout.timer and contexts[slot].rests != unbind and not contexts[slot].finished:
+            serves = self._layout.first_server <= slot < self._layout.first_device
+            if not serves and contexts[slot].rests != unbind and not contexts[slot].finished:
                 return None
         self._kernel.unbind_driver()
         return DONE

@@ -93,6 +93,10 @@ def smp_wmb() -> None:
     """Earlier stores become visible before later ones."""
 
 
+def barrier() -> None:
+    """Earlier stores of this process are made before later ones, should it die in between; no instruction."""
+
+
 def ilog2(value: int) -> int:
     """Index of the highest set bit of a positive number."""
     return int(value).bit_length() - 1
@@ -115,12 +119,14 @@ xchg = llvm.Primitive(xchg, llvm.field_rmw("xchg"))
 cmpxchg = llvm.Primitive(cmpxchg, llvm.field_cmpxchg())
 smp_mb = llvm.Primitive(smp_mb, llvm.fence("seq_cst"))
 smp_wmb = llvm.Primitive(smp_wmb, llvm.fence("release"))
+barrier = llvm.Primitive(barrier, llvm.compiler_barrier())
 ilog2 = llvm.Primitive(ilog2, llvm.log2_floor())
 ctz = llvm.Primitive(ctz, llvm.trailing_zeros())
 
 __all__ = [
     "atomic64_t",
     "atomic_t",
+    "barrier",
     "cmpxchg",
     "ctz",
     "fetch_add",

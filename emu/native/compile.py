@@ -28,7 +28,7 @@ from emu.native.llvm import SWITCHES_BY_ASSEMBLY
 from emu.native.whole_program import whole_program
 
 PACKAGE = Path(__file__).resolve().parent.parent
-COMPILED_FOLDERS = ("native", "capture", "iommu", "hypervisor", "machine", "workload", "addresses")
+COMPILED_FOLDERS = ("native", "capture", "iommu", "hypervisor", "machine", "workload", "addresses", "oracle")
 KEPT_CACHES = 6
 _ENTRY_WEIGHT = 15
 
@@ -42,6 +42,11 @@ def source_key() -> str:
     for folder in COMPILED_FOLDERS:
         for path in sorted((PACKAGE / folder).glob("*.py")):
             digest.update(f"{folder}/{path.name}".encode())
+            digest.update(path.read_bytes())
+    if os.environ.get("EMU_MUTANT"):
+        # A test build: the source is patched as it is imported.
+        digest.update(os.environ["EMU_MUTANT"].encode())
+        for path in sorted((PACKAGE / "mutants").glob("*.py")):
             digest.update(path.read_bytes())
     digest.update(
         f"{numba.__version__} {version('llvmlite')} {np.__version__} {TICKS_ARE_CYCLES} {SWITCHES_BY_ASSEMBLY}".encode()

@@ -13,8 +13,8 @@ COSTS = (
 """Their names: a call of the DMA API with its part of the load's loop, each page of it, each page that the check looks
 at, each page taken from the old s390 bitmap or given back; an append to a flush queue, an IOVA freed after a flush; a
 lock taken and given back, and what that costs more when another CPU had it last; a range allocated from the tree or
-given back to it; a request to the hypervisor, beyond the emulated time; until a sleeper runs that was woken; a look at
-a word that has not changed."""
+given back to it; a request to the hypervisor, beyond the emulated time; until a sleeper runs that was woken, or
+whose time is over; a look at a word that has not changed."""
 (
     COST_MAP,
     COST_UNMAP,

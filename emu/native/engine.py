@@ -2,6 +2,7 @@
 
 A context record whose first field is called `virtual` belongs to an emulated CPU with a clock of its own; any other to
 a process or a thread. The type of the context decides when the code is compiled, so neither engine pays for the other.
+Interpreted, a step can be given further meanings, for contexts whose first field has another name.
 """
 
 from __future__ import annotations
@@ -22,6 +23,22 @@ _SAME_SIGNATURE: dict[int, Callable[[Any], Any]] = {
 """numba compares the names of arguments, so a chooser and what it chooses are made from one pattern."""
 
 
+class Step:
+    """An interpreted step: the name of the context's first field picks its meaning.
+
+    Attributes:
+        meanings: name of a first field → function; where the name is not among them the meaning is `native`.
+    """
+
+    def __init__(self, native: Any, virtual: Any) -> None:
+        self.native = native
+        self.meanings = {"virtual": virtual}
+
+    def __call__(self, cpu: Any, *rest: Any) -> Any:
+        """Do the step on behalf of a CPU."""
+        return self.meanings.get(cpu.dtype.names[0], self.native)(cpu, *rest)
+
+
 def _is_virtual_type(cpu: Any) -> bool:
     return isinstance(cpu, types.Record) and "virtual" in cpu.fields
 
@@ -34,7 +51,7 @@ def by_engine(native: Any, virtual: Any) -> Any:
         virtual: another of as many.
     """
     if config.DISABLE_JIT:
-        return lambda cpu, *rest: (virtual if cpu.dtype.names[0] == "virtual" else native)(cpu, *rest)
+        return Step(native, virtual)
 
     def step(*_arguments: Any) -> Any:
         raise NotImplementedError("a part of compiled code")

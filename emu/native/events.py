@@ -8,13 +8,13 @@ whole ring behind, for an event exists once `tail` has passed it.
 Emptying is a compiled entry too: NumPy's loads and stores come in the machine's own order, which is strong enough on
 x86_64 and not elsewhere.
 
-On disk a CPU's events are `events-cpuN.bin`, the timer's `events-timer.bin`: one line of text that describes the
-records, then the records.
+On disk they are files `events-NAME.bin`: one line of text that describes the records, then the records.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,10 +24,12 @@ import numpy.typing as npt
 
 from emu.native.atomics import smp_load_acquire, smp_store_release, write_once
 from emu.native.compile import entry, inline, slow
+from emu.native.full_disk import fill_disk_of
 from emu.native.record import deref, element, pointer_to, struct
 
-event_t = struct(ticks="i8", code="i4", cpu="i4", a="i8", b="i8")
-"""`cpu` is the emulated CPU on whose behalf it happened; `a` and `b` mean what the code says."""
+event_t = struct(ticks="i8", code="i2", slot="i2", cpu="i4", a="i8", b="i8")
+"""`slot` is the process that saw it, `cpu` the emulated CPU on whose behalf it happened; `a` and `b` mean what the code
+says."""
 
 event_ring_t = struct(
     lines=("head", "tail"),
@@ -41,7 +43,7 @@ event_ring_t = struct(
 """`head` is the consumer's, the rest the producer's. `events` is the address of `mask` + 1 event_t, a power of two."""
 
 MAGIC = "emu-events"
-VERSION = 1
+VERSION = 2
 
 
 class EventFileError(Exception):
@@ -49,9 +51,10 @@ class EventFileError(Exception):
 
 
 @inline
-def _fill(event: Any, at_ticks: int, code: int, cpu_id: int, a: int, b: int) -> None:
+def _fill(event: Any, at_ticks: int, code: int, slot: int, cpu_id: int, a: int, b: int) -> None:
     event.ticks = at_ticks
     event.code = code
+    event.slot = slot
     event.cpu = cpu_id
     event.a = a
     event.b = b
@@ -66,13 +69,14 @@ def _has_room(ring: Any, tail: int) -> bool:
 
 
 @inline
-def emit(ring: Any, code: int, cpu_id: int, a: int, b: int, at_ticks: int) -> None:
-    """Append an event to the caller's own ring; when that is full, count it as lost."""
+def emit(cpu: Any, code: int, a: int, b: int, at_ticks: int) -> None:
+    """Append an event to the ring of the caller, which has one (`cpu.events`); when that is full, count it as lost."""
+    ring = deref(event_ring_t, cpu.events)
     tail = ring.tail
     if tail - ring.cached_head > ring.mask and not _has_room(ring, tail):
         write_once(ring, "lost", ring.lost + 1)
         return
-    _fill(element(event_t, ring.events, tail & ring.mask), at_ticks, code, cpu_id, a, b)
+    _fill(element(event_t, ring.events, tail & ring.mask), at_ticks, code, cpu.slot, cpu.id, a, b)
     # Release: whoever sees the new tail sees the event. Pairs with the acquire of tail in drain_ring().
     smp_store_release(ring, "tail", tail + 1)
 
@@ -86,7 +90,7 @@ def drain_ring(ring_address: int, to: int, most: int) -> int:
     count = min(smp_load_acquire(ring, "tail") - head, most)
     for i in range(count):
         event = element(event_t, ring.events, (head + i) & ring.mask)
-        _fill(element(event_t, to, i), event.ticks, event.code, event.cpu, event.a, event.b)
+        _fill(element(event_t, to, i), event.ticks, event.code, event.slot, event.cpu, event.a, event.b)
     # Release: the slots have been read before the producer writes them again. Pairs with the acquire of head in
     # _has_room().
     smp_store_release(ring, "head", head + count)
@@ -144,6 +148,10 @@ class EventFile:
         self._file.write(events.tobytes())
         self._file.flush()
 
+    def fill_disk(self) -> None:
+        """From now on the system refuses every write to the file, as on a disk that is full."""
+        fill_disk_of(self._file)
+
     def close(self) -> None:
         """Close the file; more than once is fine."""
         self._file.close()
@@ -166,23 +174,60 @@ def read_events(path: Path) -> npt.NDArray[np.void]:
         EventFileError: when it is no such file, or of another version.
         OSError: when it cannot be read.
     """
+    chunks = list(event_chunks(path))
+    return np.concatenate(chunks) if chunks else np.empty(0, event_t)
+
+
+def event_chunks(path: Path, most: int = 1 << 20) -> Iterator[npt.NDArray[np.void]]:
+    """The same, `most` events at a time, for files that are larger than memory; arguments and errors as of read_events.
+
+    Yields:
+        Shape (n,), dtype event_t, in the file's order.
+    """
     with path.open("rb") as file:
         form = _record_form(path, file.readline(1024))
-        records = file.read()
-    return np.frombuffer(records, form, len(records) // form.itemsize).astype(event_t)
+        while records := file.read(most * form.itemsize):
+            yield np.frombuffer(records, form, len(records) // form.itemsize).astype(event_t, copy=False)
+
+
+def chosen_events(path: Path, codes: Sequence[int], most: int = 1 << 16) -> Iterator[npt.NDArray[np.void]]:
+    """Those of some kinds; arguments and errors as of event_chunks, `most` being how many are looked at at a time.
+
+    Files of any size pass through one buffer that fits a cache; only what is chosen is kept.
+
+    Yields:
+        Shape (n,), dtype event_t, in the file's order.
+    """
+    with path.open("rb") as file:
+        buffer = np.empty(most, _record_form(path, file.readline(1024)))
+        as_bytes = memoryview(buffer.view(np.uint8))  # type: ignore[arg-type]
+        while size := file.readinto(as_bytes):
+            records = buffer[: size // buffer.itemsize]
+            yield records[is_any_of(records["code"], codes)].astype(event_t, copy=False)
+
+
+def is_any_of(found: npt.NDArray[np.int16], codes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which codes are among a few; several times faster than np.isin."""
+    packed = np.ascontiguousarray(found)
+    chosen = np.zeros(len(packed), np.bool_)
+    for code in codes:
+        chosen |= packed == code
+    return chosen
 
 
 def _record_form(path: Path, header: bytes) -> np.dtype[np.void]:
     magic, _, rest = header.decode("ascii", "replace").partition(" ")
     version, _, description = rest.partition(" ")
-    if magic != MAGIC or not header.endswith(b"\n"):
+    if magic != MAGIC or not version.isdecimal() or not header.endswith(b"\n"):
         raise EventFileError(f"{path}: not a file of events")
     if version != str(VERSION):
-        raise EventFileError(f"{path}: events of version {version}, but this emu reads version {VERSION}")
+        raise EventFileError(f"{path}: events of version {version:.20}, but this emu reads version {VERSION}")
     try:
-        form = np.dtype([(name, kind) for name, kind in json.loads(description)])
-    except (TypeError, ValueError) as error:
-        raise EventFileError(f"{path}: damaged header: {error}") from None
-    if form.names != event_t.names:
-        raise EventFileError(f"{path}: records of {form.names}, not of {event_t.names}")
-    return form
+        said = [tuple(field) for field in json.loads(description)]
+    except (TypeError, ValueError, RecursionError):
+        raise EventFileError(f"{path}: damaged header; copy the file again") from None
+    # Never NumPy's reading of the description: that of a damaged one may be an object, or of no size.
+    for form in (event_t.newbyteorder("<"), event_t.newbyteorder(">")):
+        if said == form.descr:
+            return form
+    raise EventFileError(f"{path}: records of another kind than those of version {VERSION}; copy the file again")

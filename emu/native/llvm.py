@@ -227,6 +227,19 @@ def fence(ordering: str) -> Typing:
     return typing
 
 
+def compiler_barrier() -> Typing:
+    """`op()`: a fence within one thread; orders what is compiled, and becomes no instruction."""
+
+    def typing(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            builder.fence("seq_cst", "singlethread")
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return typing
+
+
 def pause() -> Typing:
     """`op()`: the processor's hint that it is in a spin loop."""
 

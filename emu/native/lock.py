@@ -1,25 +1,29 @@
 """A spinlock that knows its owner and keeps statistics.
 
 The word is 0 or the owner's name (slot and generation, never a pid: a zombie's pid looks alive), with a bit that says
-someone sleeps. Taking a free lock is one compare-and-exchange, giving it back one exchange. A waiter spins briefly,
-then sleeps on the word; with more processes than cores that is several times faster than spinning on. Sleeps are
-bounded, and a waiter whose owner has been published dead takes the lock over. On virtual clocks waiters get the lock in
-the order in which they came, each when the one before gives it back, as from the kernel's queued spinlocks.
+someone sleeps, and one that says its owner is dead, which spares those who are about to sleep from doing so. Taking a
+free lock is one compare-and-exchange, giving it back one exchange. A waiter spins briefly, then sleeps on the word;
+with more processes than cores that is several times faster than spinning on. Sleeps are bounded, and a waiter whose
+owner has been published dead takes the lock over; what the lock guards has been repaired before that. On virtual clocks
+waiters get the lock in the order in which they came, each when the one before gives it back, as from the kernel's
+queued spinlocks.
 
-Whoever calls passes its context record `cpu`, of which this file needs `owner` (int32, the name) and `dead_generation`
-(address of one int64 for each slot, the generation that died there).
+Whoever calls passes its context record `cpu`, of which this file needs `owner` (int32, the name), `dead_generation`
+(address of one int64 for each slot, the generation that died there), `events` (its ring of events, or 0) and `records`
+(whether each wait is to be noted there).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from emu.native.atomics import cmpxchg, read_once, xchg
+from emu.native.atomics import barrier, cmpxchg, fetch_or, read_once, xchg
 from emu.native.clock import cpu_relax, sched_yield, ticks
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_LOCK, COST_TRANSFER
 from emu.native.engine import by_engine
-from emu.native.futex import futex_wait, futex_wake
+from emu.native.events import emit
+from emu.native.futex import EVERYONE, futex_wait, futex_wake
 from emu.native.record import address_of, deref, element, int64_t, struct
 from emu.native.virtual import NEVER_PS, PS, cost_ps, fiber_of, give_way, sleep_on, wake_first, world_t
 
@@ -27,20 +31,30 @@ spinlock_t = struct(
     lines=("val",),
     val="i4",
     recovered="i4",
+    id="i4",
     acquisitions="i8",
     contended="i8",
     total_wait="i8",
     max_wait="i8",
     free_at_ps="i8",
     last_owner="i4",
+    handover="i8",
 )
-"""`total_wait` and `max_wait` in ticks; all but `val` are written by the owner only. The last two belong to virtual
-clocks: when, and by whom, the lock was given back."""
+"""`id`: the name by which events call it. `total_wait` and `max_wait` in ticks; all but `val` are written by the owner
+only. `free_at_ps` and `last_owner` belong to virtual clocks: when, and by whom, the lock was given back. `handover`: of
+a lock whose owner died, the ticks at which that was noticed; once `recovered` has counted that it was taken over, how
+many ticks whoever waited for it waited after that."""
+
+EVENT_LOCK_WAIT, EVENT_LOCK_TAKEN_OVER = 64, 65
+"""A lock was taken that had to be waited for; it was taken from a dead owner. `a` is its `id`, `b` the ticks waited,
+or those since the death was noticed."""
 
 SLOT_BITS = 13
 SLOT_MASK = (1 << SLOT_BITS) - 1
 _GENERATION_MASK = (1 << 16) - 1
+ORPHANED = 1 << 29
 WAITERS = 1 << 30
+_FLAGS = ORPHANED | WAITERS
 _SPINS = 100
 _SLEEP_NS = 50_000_000
 
@@ -75,13 +89,13 @@ def _spin_lock_polling(cpu: Any, lock: Any) -> None:
 @slow
 def _spin_lock_polling_slow(cpu: Any, lock: Any) -> None:
     since = ticks()
-    while not _poll_for_lock(cpu, lock):
+    while not _poll_for_lock(cpu, lock, since):
         sched_yield()
-    _note_wait(lock, ticks() - since)
+    _note_wait(cpu, lock, since, ticks())
 
 
 @inline
-def _poll_for_lock(cpu: Any, lock: Any) -> bool:
+def _poll_for_lock(cpu: Any, lock: Any, since: int) -> bool:
     """Look for a while; True when the lock was taken, from nobody or from a dead owner."""
     word = 0
     for _ in range(_SPINS):
@@ -89,25 +103,28 @@ def _poll_for_lock(cpu: Any, lock: Any) -> bool:
         if word == 0 and cmpxchg(lock, "val", 0, cpu.owner) == 0:
             return True
         cpu_relax()
-    return word != 0 and _is_dead(cpu, word) and _take_over(cpu, lock, word)
+    return word != 0 and _is_dead(cpu, word) and _take_over(cpu, lock, word, since)
 
 
 @slow
 def _spin_lock_slow(cpu: Any, lock: Any) -> None:
     since = ticks()
-    _wait_for_lock(cpu, lock)
-    _note_wait(lock, ticks() - since)
+    _wait_for_lock(cpu, lock, since)
+    _note_wait(cpu, lock, since, ticks())
 
 
 @inline
-def _note_wait(lock: Any, waited: int) -> None:
+def _note_wait(cpu: Any, lock: Any, since: int, until: int) -> None:
+    waited = until - since
     lock.contended += 1
     lock.total_wait += waited
     lock.max_wait = max(lock.max_wait, waited)
+    if cpu.records:
+        emit(cpu, EVENT_LOCK_WAIT, lock.id, waited, until)
 
 
 @slow
-def _wait_for_lock(cpu: Any, lock: Any) -> None:
+def _wait_for_lock(cpu: Any, lock: Any, since: int) -> None:
     for _ in range(_SPINS):
         if read_once(lock, "val") == 0 and cmpxchg(lock, "val", 0, cpu.owner) == 0:
             return
@@ -119,28 +136,35 @@ def _wait_for_lock(cpu: Any, lock: Any) -> None:
             if cmpxchg(lock, "val", 0, cpu.owner | WAITERS) == 0:
                 return
             continue
+        if _is_dead(cpu, word):
+            if _take_over(cpu, lock, word, since):
+                return
+            continue
         if not word & WAITERS:
             if cmpxchg(lock, "val", word, word | WAITERS) != word:
                 continue
             word |= WAITERS
         futex_wait(address_of(lock, "val"), word, _SLEEP_NS)
-        if read_once(lock, "val") == word and _is_dead(cpu, word) and _take_over(cpu, lock, word):
-            return
 
 
 @inline
-def _take_over(cpu: Any, lock: Any, word: int) -> bool:
+def _take_over(cpu: Any, lock: Any, word: int, since: int) -> bool:
     """Take the lock of a dead owner; only one waiter succeeds."""
     if cmpxchg(lock, "val", word, cpu.owner | WAITERS) != word:
         return False
+    now = ticks()
+    lock.handover = now - max(lock.handover, since)
+    barrier()
     lock.recovered += 1
+    if cpu.events:
+        emit(cpu, EVENT_LOCK_TAKEN_OVER, lock.id, lock.handover, now)
     return True
 
 
 @jit
 def _is_dead(cpu: Any, word: int) -> bool:
     slot = (word & SLOT_MASK) - 1
-    generation = (word & ~WAITERS) >> SLOT_BITS
+    generation = (word & ~_FLAGS) >> SLOT_BITS
     return bool(read_once(element(int64_t, cpu.dead_generation, slot), "value") == generation)
 
 
@@ -169,7 +193,7 @@ def _queue_for_lock(cpu: Any, lock: Any) -> None:
         sleep_on(fiber, address_of(lock, "val"), NEVER_PS)
     # A CPU whose clock is a little ahead may have given it back already, in this one's future.
     fiber.now_ps = max(fiber.now_ps, lock.free_at_ps)
-    _note_wait(lock, (fiber.now_ps - since_ps) // PS)
+    _note_wait(cpu, lock, since_ps // PS, fiber.now_ps // PS)
 
 
 @inline
@@ -200,3 +224,16 @@ spin_lock_polling = by_engine(_spin_lock_polling, _lock_virtually)
 
 Whoever gives the lock back then wakes nobody, and is not preempted for it before its next step.
 """
+
+
+@inline
+def is_held_by(lock: Any, owner: int) -> bool:
+    """Whether the word names this owner."""
+    return (read_once(lock, "val") & ~_FLAGS) == owner
+
+
+@inline
+def orphan(lock: Any) -> None:
+    """Wake those who wait for the lock of an owner that has been published dead."""
+    fetch_or(lock, "val", ORPHANED)
+    futex_wake(address_of(lock, "val"), EVERYONE)

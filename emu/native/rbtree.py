@@ -2,13 +2,16 @@
 
 Users embed `rb_node` as the first field of their record, so a node's address is the record's. The thread (`prev`,
 `next`) makes rb_prev and rb_next one load, and names the place of a new node: right before its successor. A tree
-therefore always holds a last node, which its owner links first and never erases.
+therefore always holds a last node, which its owner links first and never erases. Seen from there by `prev`, a node is
+in the tree or not, at any instruction: should a process die in the midst of rebalancing, that is the truth from which
+the tree can be built anew.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from emu.native.atomics import barrier
 from emu.native.compile import inline, slow
 from emu.native.record import deref, struct
 
@@ -84,6 +87,7 @@ def rb_link_before(root: Any, address: int, successor: int) -> None:
     node.next = successor
     if after.prev:
         deref(rb_node, after.prev).next = address
+    barrier()
     after.prev = address
     _insert_color(root, address)
 
@@ -216,3 +220,23 @@ def _erase_color(root: Any, child: int, of: int) -> None:
         break
     if x:
         deref(rb_node, x).red = 0
+
+
+@slow
+def rb_rebuild(root: Any, last: int) -> int:
+    """Build the tree anew from what `prev` threads, `last` being its last node. Returns how many other nodes it has."""
+    nodes = 0
+    following = last
+    address = deref(rb_node, last).prev
+    while address:
+        node = deref(rb_node, address)
+        node.next = following
+        following = address
+        address = node.prev
+        nodes += 1
+    rb_link_last(root, last)
+    while following != last:
+        address = following
+        following = deref(rb_node, address).next
+        rb_link_before(root, address, last)
+    return nodes

@@ -43,9 +43,11 @@ timer_base_t = struct(
     count="i8",
     recorded="i8",
     recorded_count="i8",
+    late_ns="i8",
 )
 """`timers` is an array of `count` addresses of timer_t; jiffies are counted from `jiffies_start_ns`.
-`recorded`: array of `recorded_count` firing_t in their order, or 0."""
+`recorded`: array of `recorded_count` firing_t in their order, or 0. `late_ns`: how much later (or
+earlier) than it is due every timer fires, on purpose."""
 
 NEVER = 1 << 62
 _LATEST_NS = 1_000_000_000
@@ -124,7 +126,8 @@ def add_timer(cpu: Any, timer: Any, delay_ns: int) -> bool:
     expires_ns = base.jiffies_start_ns + wheel_expiry(_jiffies(cpu, base), delta_jiffies) * base.tick_ns
     timer.armed_at_ns = now_ns(cpu)
     timer.armed_by = cpu.id
-    timer.due_ns = timer.expires_ns = expires_ns
+    timer.due_ns = expires_ns
+    expires_ns = timer.expires_ns = max(expires_ns + base.late_ns, timer.armed_at_ns)
     if base.recorded and timer.is_recorded:
         _fire_as_recorded(base, timer, base.tick_ns << wheel_shift(delta_jiffies))
         expires_ns = timer.expires_ns

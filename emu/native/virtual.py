@@ -318,14 +318,14 @@ def _stop_waiting(world: Any, fiber: Any) -> None:
 
 @slow
 def sleep_on(fiber: Any, address: int, until_ps: int) -> bool:
-    """Sleep until woken at this address; False when `until_ps` came first."""
+    """Sleep until woken at this address; False when `until_ps` came first, and then it takes what waking costs too."""
     world = deref(world_t, fiber.world)
     _enqueue(world, fiber, address)
     _give_way_until(world, fiber, until_ps)
     if fiber.waits_for == 0:
         return True
     _stop_waiting(world, fiber)
-    fiber.now_ps = until_ps
+    fiber.now_ps = until_ps + cost_ps(world, COST_WAKE)
     return False
 
 

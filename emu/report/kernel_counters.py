@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from emu.analysis.kernel_comparison import Compared, Comparison
 from emu.capture.counters import KernelCounters
 from emu.capture.ftrace import Capture
+from emu.report.plain import plain
 from emu.report.quantity import duration
 
 _LABEL_WIDTH = 16
@@ -35,7 +35,7 @@ def print_capture(console: Console, capture: Capture) -> None:
         f"{report.unmatched_unmaps} unmatched unmaps",
     ]
     console.print()
-    console.print(escape(f"Capture {capture.name}: {', '.join(parts)}."))
+    console.print(plain(f"Capture {capture.name}: {', '.join(parts)}."))
 
 
 def print_comparisons(
@@ -47,18 +47,18 @@ def print_comparisons(
         return
     where = f"Kernel {kernel.kernel}, domain {kernel.domain_type or 'unknown'}"
     if not comparisons:
-        console.print(escape(f"{where}: it has no counters to compare with."))
+        console.print(plain(f"{where}: it has no counters to compare with."))
         return
     phases = ", ".join(kernel.comparable_phases)
     console.print()
-    console.print(escape(f"{where}; its counters{f' over {phases}' if phases else ''} beside the emulator's:"))
+    console.print(plain(f"{where}; its counters{f' over {phases}' if phases else ''} beside the emulator's:"))
     # A terminal that is narrower yet wraps lines, but the numbers are all there.
     console.width = max(console.width, _LABEL_WIDTH + 2 * _CELL_WIDTH + _DIFFERENCE_WIDTH)
     fit = (console.width - _LABEL_WIDTH - _CELL_WIDTH) // (_CELL_WIDTH + _DIFFERENCE_WIDTH)
     for first in range(0, len(comparisons), fit):
         console.print(_part(comparisons[first : first + fit]))
     for line in _explanations(comparisons, kernel, speed):
-        console.print(escape(line))
+        console.print(plain(line))
 
 
 def _explanations(comparisons: Sequence[Comparison], kernel: KernelCounters, speed: str) -> Iterator[str]:

@@ -60,6 +60,10 @@ class ProgressBars:
         """Functions compiled; happens once for each version of the source."""
         self._advance("compiling, once", done / known if known else 1.0)
 
+    def explored(self, preemptions: int, runs: int, fraction: float) -> None:
+        """Schedules run so far; `fraction` of the time or number allowed, 0 where there is no limit."""
+        self._advance(f"{preemptions} preemptions, {runs} schedules", fraction)
+
     def ran(self, domain: str, fraction: float) -> None:
         """Part of a domain's run, or of whatever the label names, that has passed, 0 to 1."""
         self._advance(domain, fraction)

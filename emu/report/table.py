@@ -76,6 +76,15 @@ def print_table(console: Console, runs: Sequence[Run]) -> None:
         console.print(_part(rows, part, runs))
 
 
+def cells(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    """The same table for other writers: each line's label and what it says of each run, nothing of a heading."""
+    for row in _rows(baseline_of(runs)):
+        if isinstance(row, _Heading):
+            yield row.label, []
+        elif row.always or any(row.read(run) for run in runs):
+            yield row.label, [row.show(row.read(run)) for run in runs]
+
+
 def _part(rows: Sequence[_Row | _Heading], part: Sequence[Run], runs: Sequence[Run]) -> Table:
     table = Table(box=None, padding=0, pad_edge=False, collapse_padding=True)
     table.add_column(width=_LABEL_WIDTH, no_wrap=True, overflow="ignore")
@@ -138,6 +147,8 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Row("  longest, ms", _exposed("max_ns", 1e6))
     yield _Row("  page·seconds", _exposed("page_seconds", 1.0))
     yield _Row("  never flushed, IOVAs", lambda run: run["exposure"].get("still_open"))
+    yield _Row("  stale accesses", _of_devices("stale"), always=False, alarm="yellow")
+    yield _Row("    to others' pages", _of_devices("stale_to_others"), always=False, alarm="yellow")
     yield _Row("violations", lambda run: run["violations"], alarm="bold red")
 
 
@@ -161,6 +172,14 @@ def _exposed(name: str, unit: float) -> Reader:
     def read(run: Run) -> float | None:
         value = run["exposure"].get(name)
         return None if value is None or run["exposure"].get("windows") == 0 else value / unit
+
+    return read
+
+
+def _of_devices(name: str) -> Reader:
+    def read(run: Run) -> float | None:
+        devices = run["exposure"].get("devices")
+        return devices[name] if devices else None
 
     return read
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from emu.analysis.kernel_comparison import Compared
 from emu.analysis.verification import TIMER_TOLERANCE_MS, Verification
+from emu.report.plain import plain
 
 _SHORT = {
     "Mapped pages": "mapped pages",
@@ -26,19 +26,19 @@ def print_verification(console: Console, found: Verification) -> None:
     """Print everything that was compared."""
     console.print()
     kernel = f"Linux {found.kernel}" if found.kernel else "a kernel without description"
-    console.print(escape(f"Capture {found.capture}, {kernel}, replayed at its recorded times as {found.domain}."))
+    console.print(plain(f"Capture {found.capture}, {kernel}, replayed at its recorded times as {found.domain}."))
     if found.comparison:
         rows = [*found.comparison.phases, ("in all", found.comparison.counters)]
         console.print()
         console.print(_counters(rows))
     console.print()
     for line in _sentences(found):
-        console.print(escape(line))
+        console.print(plain(line))
     for note in found.notes:
-        console.print(f"[yellow]Note[/yellow]: {escape(note)}")
+        console.print(f"[yellow]Note[/yellow]: {plain(note)}")
     disagreements = found.disagreements()
     for line in disagreements:
-        console.print(f"[bold red]Differs[/bold red]: {escape(line)}")
+        console.print(f"[bold red]Differs[/bold red]: {plain(line)}")
     if not disagreements:
         console.print("[green]Everything that must agree does.[/green]")
 

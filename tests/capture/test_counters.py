@@ -64,7 +64,7 @@ def test_phases_of_another_shape_say_nothing(described, nonsense):
 
 
 def test_values_that_are_no_counts_say_nothing(described):
-    settled = {DEVICE: counts(1, -2) | {"Global RPCITs": "many", "Sync RPCITs": True}}
+    settled = {DEVICE: counts(1, -2, 0, 1 << 64) | {"Global RPCITs": "many", "Sync RPCITs": True}}
     assert described(phases={"p": phase({}, settled, {})}).totals == {"Mapped pages": 1}
 
 

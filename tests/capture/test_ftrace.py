@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -608,3 +609,57 @@ def test_every_chunk_is_in_one_call_and_every_unmap_after_its_map(tmp_path_facto
     assert np.all(ended["unmap_event"] > ended["map_event"])
     kinds_at_end = np.where(ended["supplied"], MAP, UNMAP)
     assert np.array_equal(events["kind"][ended["unmap_event"]], kinds_at_end)
+
+
+# Hostile traces: what grows with the square of a trace's length hangs on a long one
+
+
+def growth(reading, trace, shorter: int = 4000) -> float:
+    """How many times as long a trace takes that is four times as long: 4 where every line costs the same, 16 where each
+    costs as much as there are before it. Of two tries the quicker, of CPU time: other programs make both longer.
+    What is put in order is bounded, and before the bound it does grow with the square: the shorter one is beyond it.
+    """
+
+    def seconds(lines: int) -> float:
+        text = trace(lines)
+        tries = []
+        for _ in range(2):
+            before = time.process_time()
+            with contextlib.suppress(CaptureError):
+                reading(text)
+            tries.append(time.process_time() - before)
+        return min(tries)
+
+    return seconds(4 * shorter) / seconds(shorter)
+
+
+TOO_MUCH = 9.0
+
+
+def test_synchronisations_that_end_in_the_midst_of_a_chunk_are_not_followed_for_ever(reading):
+    def trace(lines):
+        sync = line(f"s390_iotlb_sync_map: (x) dom=0x1 iova=0x1000 size=0x{lines * PAGE - 1:x}")
+        return "".join(mapped(page + 1) for page in range(lines)) + sync * lines
+
+    assert growth(reading, trace) < TOO_MUCH
+
+
+def test_mappings_a_gigabyte_apart_are_found_as_fast_as_others(reading):
+    def trace(lines):
+        return "".join(mapped(page << 18) for page in range(1, lines)) + mapped(1)
+
+    assert growth(reading, trace, 10_000) < TOO_MUCH
+
+
+def test_rpcits_of_ever_lower_addresses_are_put_in_order_in_time(reading):
+    def trace(lines):
+        return "".join(rpcit(lines - nth) for nth in range(lines)) + rpcit(0, 1 << 30)
+
+    assert growth(reading, trace) < TOO_MUCH
+
+
+def test_a_trace_may_name_as_many_devices_as_it_likes(reading):
+    def trace(lines):
+        return mapped(1) + "".join(line(f"attach_device_to_domain: IOMMU: device={nth}") for nth in range(lines))
+
+    assert growth(reading, trace) < TOO_MUCH

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +15,26 @@ from emu.config import DEFAULT_DOMAINS
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 
 MAY_IMPORT = {
     "native": {"native"},
     "capture": {"capture", "native"},
-    "iommu": {"iommu", "native", "hypervisor.rpcit"},
-    "hypervisor": {"hypervisor", "native", "iommu.io_pgtable"},
+    "iommu": {"iommu", "native", "oracle", "hypervisor.rpcit"},
+    "oracle": {"oracle", "native", "iommu.io_pgtable"},
+    "hypervisor": {"hypervisor", "native", "oracle", "iommu.io_pgtable", "iommu.stages", "iommu.tracepoints"},
     "workload": {"workload", "capture", "config"},
-    "machine": {"machine", "hypervisor", "iommu", "native", "workload", "config"},
-    "addresses": {"addresses", "machine", "iommu", "native", "workload", "capture", "config"},
-    "analysis": {"analysis", "machine", "iommu", "native", "workload", "capture", "config"},
-    "report": {"report", "analysis", "capture"},
-    "cli": {"cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"},
+    "machine": {"machine", "hypervisor", "iommu", "oracle", "native", "workload", "config", "fault"},
+    "addresses": {"addresses", "machine", "iommu", "oracle", "native", "workload", "capture", "config"},
+    "analysis": {"analysis", "machine", "iommu", "oracle", "native", "workload", "capture", "config"},
+    "explore": {"explore", "machine", "hypervisor", "iommu", "oracle", "native", "workload", "config"},
+    "mutants": {"mutants"},
+    "report": {"report", "analysis", "capture", "explore"},
+    "cli": {
+        *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
+        *("explore", "mutants", "stress", "fault"),
+    },
+    "stress": {"stress", "experiment", "workload", "config", "fault"},
 }
 """The table in docs/how-it-works.md."""
 
@@ -68,14 +76,20 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 def test_commands_in_the_pages_are_understood(emu):
     commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                if re.match(r"emu (run|replay|set|doctor)\b", line)}  # fmt: skip
+                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top)(?!:)\b", line)}  # fmt: skip
     assert commands
     for command in commands:
         # A wrong option would be complained about before the missing file is.
-        arguments = ["nowhere.toml" if word.endswith(".toml") else word for word in command.split()[1:]]
+        arguments = ["nowhere.toml" if word.endswith(".toml") else word for word in shlex.split(command)[1:]]
         arguments = ["nowhere.trace" if word in shipped_captures() else word for word in arguments]
         if arguments[0] == "run" and "nowhere.toml" not in arguments:
             arguments.append("nowhere.toml")
+        if arguments[0] == "logs":
+            arguments.insert(1, "nowhere.toml")
+        if arguments[0] == "explore":
+            arguments += ["--schedule", "nowhere.toml"]
+        if arguments[0] in ("report", "export"):
+            arguments[1] = "nowhere.toml"
         if "--calibrate" in arguments:
             arguments += ["--out", "nowhere.toml/costs.toml"]
         _, _, err = emu(*arguments)

@@ -1,9 +1,11 @@
 """What is typed becomes the description of the run; what is wrong becomes one line."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emu.cli.failure import Failure
-from emu.cli.options import MachineOptions, configured, overrides_of, parse_setting
+from emu.cli.options import MachineOptions, configured, overrides_of, parse_setting, parse_switch
 
 
 def resolved(machine_file=None, **options):
@@ -54,7 +56,20 @@ def test_settings_are_toml_values_or_bare_words(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["machine.cpus", "cpus=4", "=4", ".=4", "machine.=4", "a.b=", "a.b=[1", "a.b=1\nc = 2"]
+    "text",
+    [
+        "machine.cpus",
+        "cpus=4",
+        "=4",
+        ".=4",
+        "machine.=4",
+        "a.b=",
+        "a.b=[1",
+        "a.b=1\nc = 2",
+        "machine.cpus=" + 5000 * "9",
+        "machine.cpus=" + 5000 * "[",
+    ],
+    ids=lambda text: text[:20],
 )
 def test_settings_of_another_form_are_refused(text):
     with pytest.raises(Failure, match="--set"):
@@ -120,8 +135,8 @@ def test_setting_the_preset_loads_it():
         ({"switch": ["1s:DMA-XQ"]}, "--switch 1s:DMA-XQ: must be DMA, DMA-FQ"),
         ({"switch": ["99999s:DMA-FQ"]}, "machine.timeline.at_s: must be at most 86400"),
         ({"switch": ["1s:DMA-FQ"], "set_": ["machine.timeline=[]"]}, "--switch and --set machine.timeline"),
-        ({"bug": ["ant"]}, "--bug: must be 'init-fq-before-type' or 'queue-before-type'"),
-        ({"fault": ["san-andreas"]}, "--fault: must be 'fq-alloc'"),
+        ({"bug": ["ant"]}, "--bug: must be 'init-fq-before-type', 'queue-before-type' or 'reuse-unflushed'"),
+        ({"fault": ["san-andreas"]}, "--fault: san-andreas: there is no fault 'san-andreas'; there are fq-alloc, kill"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_that_names_the_option(options, said):
@@ -143,3 +158,17 @@ def test_a_wrong_option_is_blamed_though_there_is_a_file(tmp_path):
     file.write_text("[machine]\nseed = 4\n")
     with pytest.raises(Failure, match=r"^--cpus: "):
         resolved(file, cpus=0)
+
+
+def test_a_key_of_the_costs_that_is_no_text_is_refused_in_one_line():
+    with pytest.raises(Failure) as refused:
+        resolved(set_=["costs.\udcf2=1"])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@given(st.integers(0, 86_399_999), st.sampled_from(["DMA", "DMA-FQ", "DMA-SQ", "identity", "unbind", "bind"]))
+@settings(max_examples=40, derandomize=True)
+def test_a_switch_is_read_as_it_is_written_in_either_unit(at_ms, what):
+    key = "driver" if what in ("unbind", "bind") else "type"
+    assert parse_switch(f"{at_ms}ms:{what}") == {"at_s": pytest.approx(at_ms / 1000), key: what}
+    assert parse_switch(f"{at_ms / 1000}s:{what}") == {"at_s": at_ms / 1000, key: what}

@@ -10,12 +10,13 @@ import pytest
 
 from emu.hypervisor.rpcit import RPCIT_BUSY, RPCIT_NOT_SERVED
 from emu.hypervisor.server import take_request
-from emu.hypervisor.state import REQUEST_DONE, REQUEST_IDLE, RPCIT_OK, hypervisor_t
+from emu.hypervisor.state import REQUEST_DONE, REQUEST_IDLE, RPCIT_OK, hypervisor_t, server_t
 from emu.iommu import pci_insn
 from emu.machine.context import cpu_t
 from emu.machine.hypervisor import hypervisor_main
 from emu.native.atomics import interpreted
 from emu.native.compile import compile_entries, entry
+from emu.native.lock import SLOT_MASK, owner_word
 from emu.native.record import deref
 from tests.hypervisor.harness import counted, entries, served, stopped_machine, valid
 from tests.iommu.harness import REFRESH, RPCIT, History, history_call
@@ -26,7 +27,8 @@ MS = 1e6
 
 @entry
 def take(context):
-    return take_request(deref(hypervisor_t, deref(cpu_t, context).hypervisor))
+    cpu = deref(cpu_t, context)
+    return take_request(deref(hypervisor_t, cpu.hypervisor), deref(server_t, cpu.server)) & SLOT_MASK
 
 
 class Guest:
@@ -190,6 +192,47 @@ def test_inline_those_who_wait_for_the_lock_are_the_queue():
         guest.execute(2)
         assert eventually(lambda: guest.served_order[3:] == [(2, RPCIT_OK)])
         assert guest.hv.head == guest.hv.tail == 3
+
+
+# Inline: CPUs that serve themselves, one at a time.
+
+
+@pytest.mark.interpreted
+def test_inline_those_who_wait_serve_themselves_in_the_order_of_coming():
+    with Guest(4, service="inline") as guest:
+        guest.hv.lock.val = guest.layout.segment["contexts"][guest.layout.supervisor].owner
+        for cpu in (2, 0, 3, 1):
+            guest.trap(cpu)
+        posted_ns = guest.layout.segment["requests"]["posted_ns"][[2, 0, 3, 1]]
+        assert (posted_ns[:-1] < posted_ns[1:]).all()
+        guest.hv.lock.val = 0
+        assert eventually(lambda: len(guest.served_order) == 4)
+        free_ns = guest.layout.segment["servers"]["free_at_ns"][[2, 0, 3, 1]]
+        assert (free_ns[:-1] < free_ns[1:]).all()
+        assert guest.hv.head == guest.hv.tail == 4
+
+
+@pytest.mark.interpreted
+def test_inline_one_that_died_while_it_waited_is_passed_by_those_behind_it():
+    with Guest(3, service="inline") as guest:
+        guest.hv.tail = 1
+        guest.layout.segment["request_ring"][0] = owner_word(1, 0)
+        guest.trap(0)
+        guest.trap(2)
+        time.sleep(0.02)
+        assert guest.served_order == []
+        guest.layout.segment["dead_generation"][1] = 1
+        assert eventually(lambda: sorted(guest.served_order) == [(0, RPCIT_OK), (2, RPCIT_OK)])
+
+
+@pytest.mark.interpreted
+def test_inline_nobody_waits_any_longer_when_the_machine_is_aborted():
+    with Guest(2, service="inline") as guest:
+        guest.hv.tail = 1
+        guest.layout.segment["request_ring"][0] = owner_word(1, 0)
+        guest.trap(0)
+        guest.layout.segment["control"][0].abort = 1
+        assert eventually(lambda: guest.served_order == [(0, RPCIT_NOT_SERVED)])
 
 
 @pytest.mark.interpreted

@@ -17,7 +17,7 @@ from emu.iommu.flush_queue import (
     iova_fq_entry,
 )
 from emu.iommu.group import iommu_group, iommu_group_store_type
-from emu.iommu.io_pgtable import ZPCI_PTE_INVALID, iova_to_phys
+from emu.iommu.io_pgtable import ZPCI_PTE_INVALID, iova_to_phys, set_pte
 from emu.iommu.iova import (
     IOVA_RANGE_CACHE_MAX_SIZE,
     alloc_iova_fast,
@@ -29,7 +29,8 @@ from emu.iommu.iova import (
     iova_t,
 )
 from emu.iommu.pci_insn import zpci_refresh_trans
-from emu.iommu.s390_iommu import int32_t
+from emu.iommu.s390_iommu import int32_t, s390_iommu_unmap_pages
+from emu.iommu.tracepoints import CAUSE_FULL
 from emu.machine.context import cpu_t
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, teardown_machine, unbind_driver
@@ -38,12 +39,15 @@ from emu.native.compile import compile_entries, entry
 from emu.native.record import deref, element
 from emu.native.time import now_ticks
 from emu.native.timer import TIMER_IDLE, TIMER_PENDING
+from emu.oracle.findings import VIOLATION_KINDS
+from emu.oracle.pages import begin_flush, end_flush, oracle_t
 from emu.workload.program import Program, Workload, op_t
 
 MAP, MAP_SG, UNMAP = 0, 1, 2
 FLUSH_TIMEOUT, BEGIN_FLUSH, END_FLUSH, FLUSH, FREE_RINGS = 3, 4, 5, 6, 7
 ALLOC, FREE, FREE_ALL_CACHED, DEPOT_WORK = 8, 9, 10, 11
 PTE, SHADOW_PTE, RPCIT, INIT_FQ, STORE_TYPE, REFRESH = 12, 13, 14, 15, 16, 17
+CLEAR, SET_SHADOW_PTE = 18, 19
 
 NO_FLUSH_RCACHE = 1 << 62
 """Added to the limit of an allocation that must not empty the caches."""
@@ -70,10 +74,12 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
     elif call == FLUSH_TIMEOUT:
         fq_flush_timeout(cpu, cookie)
     elif call == FLUSH:
-        fq_flush_iotlb(cpu, cookie)
+        fq_flush_iotlb(cpu, cookie, CAUSE_FULL, 0)
     elif call == BEGIN_FLUSH:
         fetch_add(cookie.fq_flush_start_cnt, "counter", 1)
+        return begin_flush(deref(oracle_t, cookie.iovad.oracle))
     elif call == END_FLUSH:
+        end_flush(deref(oracle_t, cookie.iovad.oracle), a)
         write_once(cookie, "fq_flush_finished_at", now_ticks(cpu))
         fetch_add(cookie.fq_flush_finish_cnt, "counter", 1)
     elif call == FREE_RINGS:
@@ -102,6 +108,10 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
         return iommu_dma_init_fq(cookie, domain.s390, a, b)
     elif call == STORE_TYPE:
         return iommu_group_store_type(cpu, deref(iommu_group, cpu.group), a)
+    elif call == CLEAR:
+        s390_iommu_unmap_pages(cpu, domain.s390, a, b)
+    elif call == SET_SHADOW_PTE:
+        return set_pte(deref(hypervisor_t, cpu.hypervisor).shadow, cpu.spares, a, b)
     return 0
 
 
@@ -117,23 +127,37 @@ class History:
         ctrs: what was counted. domain: the iommu_domain. group: its iommu_group. layout: the memory of it all.
     """
 
-    def __init__(self, domain="DMA", cpus=1, segments=(), hypervisor=(), preset="kvm", faults=(), **options):
+    def __init__(
+        self, domain="DMA", cpus=1, segments=(), hypervisor=(), preset="kvm", machine=(), faults=(), **options
+    ):
         compile_entries(ENTRIES)
         overrides = [("machine", "cpus", cpus), ("machine", "faults", list(faults)), ("domain", "types", [domain])]
+        overrides += [("machine", key, value) for key, value in dict(machine).items()]
         overrides += [("hypervisor", key, value) for key, value in {**FREE_OF_COST, **dict(hypervisor)}.items()]
         overrides += [("domain", key, value) for key, value in options.items()]
         empty = Program(np.zeros(0, op_t), 0)
         workload = Workload("history", [empty] * cpus, 1, segments=np.array(segments, np.int32))
         self.cpus = cpus
+        self._flushes = []
         self.layout = Layout(load(preset=preset, overrides=overrides), domain, workload, real_time=False)
         self.context = self.layout.segment.address("contexts", self.layout.supervisor)
         self.ctrs = self.layout.segment["contexts"][self.layout.supervisor].ctrs
+        self.findings = self.layout.segment["findings"]
         self.domain = self.layout.segment["domain"][0]
         self.group = self.layout.segment["group"][0]
         self.iovad = self.domain.cookie.iovad
         self.hypervisor = self.layout.segment["hypervisor"][0]
         self.server = self.layout.segment["servers"][self.layout.supervisor]
         init_machine(self.context)
+
+    @property
+    def violations(self):
+        """What the oracle has found so far, of all kinds, in every context."""
+        return int(self.findings["counts"].sum())
+
+    def found(self, kind):
+        """The same of one kind, by its name."""
+        return int(self.findings["counts"][:, VIOLATION_KINDS.index(kind)].sum())
 
     def close(self):
         self.layout.segment.unlink()
@@ -224,11 +248,16 @@ class History:
         self.call(FLUSH)
 
     def begin_flush(self):
-        """Another CPU enters fq_flush_iotlb(), and is not seen again before end_flush()."""
-        self.call(BEGIN_FLUSH)
+        """Another CPU enters fq_flush_iotlb(), and is not seen again before end_flush(). Returns its number."""
+        number = self.call(BEGIN_FLUSH)
+        self._flushes.append(number)
+        return number
 
-    def end_flush(self):
-        self.call(END_FLUSH)
+    def end_flush(self, number=None):
+        """The flush of that number ends, or the one that began first."""
+        number = number or self._flushes[0]
+        self._flushes.remove(number)
+        self.call(END_FLUSH, number)
 
     def free_rings(self, cpu=0):
         self.call(FREE_RINGS, cpu=cpu)
@@ -268,6 +297,13 @@ class History:
     def refresh(self, pfn, pages=1, *, is_global=False):
         """The same as the guest's kernel does it; 0 or an errno."""
         return self.call(REFRESH, pfn, pages, int(is_global))
+
+    def clear(self, pfn, pages=1):
+        """Invalidate table entries, and nothing else of an unmap."""
+        self.call(CLEAR, pfn, pages)
+
+    def set_shadow_pte(self, pfn, pte):
+        self.call(SET_SHADOW_PTE, pfn, pte)
 
     def shadow_pte(self, pfn):
         return self.call(SHADOW_PTE, pfn)

@@ -142,7 +142,7 @@ def test_a_map_that_is_refused_by_the_host_leaves_nothing_behind(domain):
         report = history.teardown()
         assert (report.table_pages, report.ranges_left) == (0, 0)
         assert history.ctrs.reclaimed == history.ctrs.unmaps == 0
-        assert history.ctrs.violations == 0
+        assert history.violations == 0
 
 
 # No translation.

@@ -107,5 +107,5 @@ def test_every_type_ends_with_nothing_left(domain):
         reclaimed = int(history.ctrs.reclaimed)
         report = history.teardown()
         assert (report.table_pages, report.ranges_left) == (0, 0)
-        assert history.ctrs.violations == history.ctrs.lost_iovas == 0
+        assert history.violations == history.ctrs.lost_iovas == 0
         assert report.queued + reclaimed == (0 if domain == "identity" else 80)

@@ -41,7 +41,7 @@ def found(history):
     """Violations of each kind, after the domain has gone."""
     history.teardown()
     ctrs = history.ctrs
-    return int(ctrs.violations), int(ctrs.queued_while_strict), int(ctrs.queues_of_another_type)
+    return history.violations, int(ctrs.queued_while_strict), int(ctrs.queues_of_another_type)
 
 
 @lazy
@@ -189,7 +189,7 @@ def test_what_an_overrun_has_lost_is_free_again_in_a_new_domain():
         history.store_type(IDENTITY)
         history.store_type(STRICT)
         assert all(history.map() for _ in range(256))
-        assert history.ctrs.violations == 0
+        assert history.violations == 0
 
 
 def test_with_the_first_bug_a_switch_to_queues_of_each_cpu_builds_the_single_one():

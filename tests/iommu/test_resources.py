@@ -187,7 +187,7 @@ def test_what_is_mapped_when_a_device_goes_into_error_can_still_be_unmapped():
         assert not history.is_mapped(live)
         report = history.teardown()
         assert (report.table_pages, report.ranges_left) == (0, 0)
-        assert history.ctrs.violations == history.ctrs.lost_iovas == 0
+        assert history.violations == history.ctrs.lost_iovas == 0
 
 
 # The address space has no room.
@@ -246,4 +246,4 @@ def test_maps_that_found_no_address_leave_nothing_behind(domain):
             history.unmap(pfn, 60)
         report = history.teardown()
         assert (report.table_pages, report.ranges_left) == (0, 0)
-        assert history.ctrs.violations == history.ctrs.lost_iovas == 0
+        assert history.violations == history.ctrs.lost_iovas == 0

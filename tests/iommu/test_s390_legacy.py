@@ -167,7 +167,7 @@ def test_nothing_is_left_when_everything_is_unmapped(either):
     assert (report.ranges_left, report.table_pages) == (0, 0)
     assert not either.layout.segment["iommu_bitmap"].any()
     assert not either.layout.segment["lazy_bitmap"].any()
-    assert either.ctrs.violations == 0
+    assert either.violations == 0
     assert either.ctrs.reclaimed + report.queued == either.ctrs.unmaps
 
 
@@ -178,7 +178,7 @@ def test_a_map_that_failed_is_not_an_unmap(either):
     either.teardown()
     assert either.ctrs.map_failures == 1
     assert either.ctrs.reclaimed == 0
-    assert either.ctrs.violations == 0
+    assert either.violations == 0
     assert not either.layout.segment["iommu_bitmap"].any()
 
 
@@ -235,7 +235,7 @@ def test_any_history_gives_the_addresses_that_linux_gives(is_strict, steps):
                 pfn, pages_of_it = live.pop(choice % len(live))
                 linux.free(pfn, pages_of_it)
                 history.unmap(pfn, pages_of_it)
-        assert history.ctrs.violations == 0
+        assert history.violations == 0
 
 
 # A real kernel. Lazily it has one RPCIT for each map and nothing else, so the trace is the list of its addresses.

@@ -7,9 +7,15 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from emu.machine import control_socket
-from emu.machine.control_socket import NAME, ControlError, ControlSocket, is_answering, send
+from emu.machine.control_socket import NAME, ControlError, ControlSocket, Request, is_answering, send, understood
+from emu.machine.operator import Operator
+from emu.machine.run_folder import RunFolder
+from emu.machine.sysfs import Answer
+from emu.machine.timeline import Timeline
 
 GOOD = b'{"set": "type", "value": "DMA-FQ"}\n'
 
@@ -116,6 +122,76 @@ def test_a_request_may_come_in_pieces(machine, tmp_path):
             assert machine.next_request() is None
         connection.sendall(GOOD[-1:])
         assert asked(machine.next_request()) == ("type", "DMA-FQ", "socket")
+
+
+@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([GOOD, b"null\n", b"\xff\n", b"\n", b"x" * 2000 + b"\n"]), max_size=6), st.data())
+def test_it_does_not_matter_in_which_pieces_requests_come(machine, tmp_path, lines, data):
+    stream, asked_for = b"".join(lines), 0
+    with client(tmp_path) as connection:
+        while stream:
+            piece = data.draw(st.integers(1, min(len(stream), 2500)))
+            connection.sendall(stream[:piece])
+            stream = stream[piece:]
+            while machine.next_request():
+                asked_for += 1
+    while machine._clients:
+        machine.next_request()
+    assert asked_for == lines.count(GOOD)
+
+
+def test_clients_that_come_as_fast_as_they_are_taken_do_not_keep_the_machine(machine, monkeypatch):
+    class Flood:
+        """Somebody new each time; they stay."""
+
+        def __init__(self):
+            self.others = []
+
+        def accept(self):
+            mine, other = socket.socketpair()
+            self.others.append(other)
+            return mine, None
+
+        def close(self):
+            for other in self.others:
+                other.close()
+
+    flood = Flood()
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "_listener", flood)
+        assert machine.next_request() is None
+    assert len(flood.others) == len(machine._clients) == control_socket._MOST_CLIENTS
+    flood.close()
+
+
+def test_a_client_that_always_wants_more_does_not_keep_the_operator():
+    class Sysfs:
+        def write(self, _name, _value):
+            return Answer("EPERM", "a driver is bound")
+
+    class Greedy:
+        def next_request(self):
+            return Request("type", "DMA", "socket")
+
+    operator = Operator(Sysfs(), Timeline([]), Greedy(), lambda _event, _values: None)
+    operator.work(0.0)
+    assert 0 < len(operator.switches) < 100
+
+
+def test_half_a_surrogate_pair_can_be_asked_for_and_logged(machine, tmp_path):
+    with client(tmp_path) as connection, RunFolder(tmp_path) as folder:
+        connection.sendall(b'{"set": "type", "value": "\\ud800"}\n')
+        folder.log("sysfs_written", type=machine.next_request().value)
+    assert json.loads((tmp_path / "events.jsonl").read_text())["type"] == "\ud800"
+    assert folder.problem is None
+
+
+@pytest.mark.parametrize(
+    "reply", [b"3\n", b"[]\n", b"{}\n", b'{"errno": 3, "reason": null}\n', b"\xff\n", b"[" * 5000 + b"\n"]
+)
+def test_what_does_not_answer_as_a_machine_is_one_line(tmp_path, reply):
+    with pytest.raises(ControlError, match="does not answer as a machine does"):
+        understood(reply, tmp_path)
 
 
 def test_several_requests_may_come_at_once_and_are_given_out_one_by_one(machine, tmp_path):

@@ -37,7 +37,7 @@ from emu.native.bitmap import (
 )
 from emu.native.clock import clock_ns, cpu_relax, sleep_ns, ticks
 from emu.native.compile import compile_entries
-from emu.native.events import emit, event_ring_t
+from emu.native.events import emit
 from emu.native.futex import futex_wait, futex_wake
 from emu.native.histogram import bucket_of, record_value
 from emu.native.lock import spin_lock, spin_lock_polling, spin_unlock, spinlock_t
@@ -47,8 +47,10 @@ from emu.native.timer import add_timer, timer_t, wait_for_timer, wheel_expiry
 
 _fork = multiprocess.get_context("fork")
 
-context_t = struct(native="i8", owner="i4", id="i8", dead_generation="i8", timers="i8")
-"""What locks and timers need of the context of a process."""
+context_t = struct(
+    native="i8", owner="i4", id="i8", slot="i8", dead_generation="i8", timers="i8", events="i8", records="i8"
+)
+"""What locks, timers and events need of the context of a process."""
 
 guarded_t = struct(lock=spinlock_t, inside="i8", violations="i8", count="i8")
 """A lock and what it guards."""
@@ -423,15 +425,15 @@ def look_for_timer(context, longest_ns):
 
 
 @harness
-def emit_one(ring, code, cpu_id, a, b, at_ticks):
-    emit(deref(event_ring_t, ring), code, cpu_id, a, b, at_ticks)
+def emit_one(context, code, a, b, at_ticks):
+    emit(deref(context_t, context), code, a, b, at_ticks)
     return 0
 
 
 @harness
-def emit_many(address, count):
+def emit_many(context, count):
     """Emit events numbered from 0 in `a`, with a check sum in `b`; those that are lost are numbered too."""
-    ring = deref(event_ring_t, address)
+    cpu = deref(context_t, context)
     for i in range(count):
-        emit(ring, 7, 1, i, i ^ 0x5A5A, 3 * i)
+        emit(cpu, 7, i, i ^ 0x5A5A, 3 * i)
     return 0

@@ -1,8 +1,10 @@
 """Event rings keep order, never block, count what they lose, and survive on disk."""
 
+import json
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.native.compile import compile_entries
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.interpreted
 
 words = st.integers(-(2**63), 2**63 - 1)
 small = st.integers(-(2**31), 2**31 - 1)
+tiny = st.integers(-(2**15), 2**15 - 1)
 
 
 class Ring:
@@ -35,12 +38,21 @@ class Ring:
         self.array = shared(event_ring_t)
         self.record = self.array[0]
         init_ring(self.record, at(self.slots), count)
+        self.contexts = shared(harness.context_t)
+        self.context = self.contexts[0]
+        self.context.events = at(self.array)
 
-    def emit(self, *, code=0, cpu_id=0, a=0, b=0, at_ticks=0):
-        harness.emit_one(at(self.array), code, cpu_id, a, b, at_ticks)
+    def emit(self, *, code=0, a=0, b=0, at_ticks=0):
+        harness.emit_one(at(self.contexts), code, a, b, at_ticks)
 
     def emit_many(self, count):
-        harness.emit_many(at(self.array), count)
+        harness.emit_many(at(self.contexts), count)
+
+
+def _described(kind):
+    """A file whose first field is of another kind."""
+    fields = [["ticks", kind], *event_t.descr[1:]]
+    return f"emu-events 2 {json.dumps(fields)}\n".encode() + bytes(64)
 
 
 def some_events(count):
@@ -57,11 +69,12 @@ def test_an_event_has_32_bytes_and_each_side_of_a_ring_its_own_cache_line():
     assert event_ring_t.itemsize == 2 * CACHE_LINE
 
 
-@given(small, small, words, words, words)
-def test_an_event_comes_out_as_it_went_in(code, cpu_id, a, b, at_ticks):
+@given(tiny, tiny, small, words, words, words)
+def test_an_event_comes_out_as_it_went_in(code, slot, cpu_id, a, b, at_ticks):
     ring = Ring(1)
-    ring.emit(code=code, cpu_id=cpu_id, a=a, b=b, at_ticks=at_ticks)
-    assert drain(ring.record).tolist() == [(at_ticks, code, cpu_id, a, b)]
+    ring.context.slot, ring.context.id = slot, cpu_id
+    ring.emit(code=code, a=a, b=b, at_ticks=at_ticks)
+    assert drain(ring.record).tolist() == [(at_ticks, code, slot, cpu_id, a, b)]
 
 
 def test_an_empty_ring_gives_nothing():
@@ -114,7 +127,7 @@ def test_no_event_is_torn_or_out_of_order_while_another_process_drains():
     ring, count = Ring(64), scaled(300_000, 3_000)
     compile_entries([drain_ring])
     chunks = []
-    with running((harness.emit_many, at(ring.array), count)) as (producer,):
+    with running((harness.emit_many, at(ring.contexts), count)) as (producer,):
         while producer.is_alive():
             chunks.append(drain(ring.record))
     chunks.append(drain(ring.record))
@@ -173,10 +186,18 @@ def test_a_file_of_the_other_byte_order_is_read(tmp_path):
         (b"", "not a file of events"),
         (b"\x7fELF" + bytes(2000), "not a file of events"),
         (b"emu-events 1 [", "not a file of events"),
-        (b"emu-events 2 []\n", "version 2"),
-        (b"emu-events 1 [[1]]\n", "damaged header"),
-        (b"emu-events 1 nonsense\n", "damaged header"),
-        (b'emu-events 1 [["ticks", "<i8"]]\n', "records of"),
+        (b"emu-events 1 []\n", "version 1"),
+        (b"emu-events 2 [[1]]\n", "records of"),
+        (b"emu-events 2 nonsense\n", "damaged header"),
+        (b'emu-events 2 [["ticks", "<i8"]]\n', "records of"),
+        (b"emu-events \x85 []\n", "not a file of events"),
+        (b"emu-events 2 " + b"[" * 1020 + b"\n", "not a file of events"),
+        (b"emu-events 2 " + b"[" * 1005 + b"\n", "damaged header"),
+        (_described("O"), "records of"),
+        (_described("V0"), "records of"),
+        (_described("i8,("), "records of"),
+        (_described("U5"), "records of"),
+        (_described("<i4"), "records of"),
     ],
 )
 def test_another_file_is_refused_with_the_reason(tmp_path, content, message):
@@ -184,3 +205,23 @@ def test_another_file_is_refused_with_the_reason(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(EventFileError, match=message):
         read_events(path)
+
+
+@settings(max_examples=40, derandomize=True)
+@given(
+    st.lists(st.lists(st.tuples(words, tiny, tiny, small, words, words), max_size=5), max_size=5),
+    st.sampled_from("<>"),
+    st.integers(0, 1 << 12),
+)
+def test_what_is_written_is_read_as_far_as_the_file_goes(tmp_path_factory, chunks, order, missing):
+    folder = tmp_path_factory.getbasetemp()
+    with EventFile(folder, "generated") as file:
+        for chunk in chunks:
+            file.append(np.array(chunk, event_t))
+    rows = [row for chunk in chunks for row in chunk]
+    path = folder / "events-generated.bin"
+    header = path.read_bytes().partition(b"\n")[0].replace(b"<", order.encode()) + b"\n"
+    records = np.array(rows, event_t).astype(event_t.newbyteorder(order)).tobytes()
+    kept = len(records) - missing % (len(records) + 1)
+    path.write_bytes(header + records[:kept])
+    assert read_events(path).tolist() == rows[: kept // event_t.itemsize]

@@ -22,10 +22,12 @@ from emu.native.atomics import (
     xchg,
 )
 from emu.native.clock import TICKS_ARE_CYCLES, clock_ns, cpu_relax, ticks
-from emu.native.events import emit, event_ring_t
+from emu.native.events import emit
 from emu.native.futex import futex_wait
 from emu.native.histogram import record_value
 from emu.native.record import deref, element
+
+from .harness import context_t
 
 pytestmark = [
     pytest.mark.skipif(interpreted, reason="interpreted runs have no machine code"),
@@ -162,8 +164,8 @@ def test_measuring_neither_calls_nor_counts_references():
 
 
 def test_an_event_is_emitted_without_a_locked_instruction():
-    def note(ring, a):
-        emit(deref(event_ring_t, ring), 1, 2, a, 4, 5)
+    def note(context, a):
+        emit(deref(context_t, context), 1, a, 4, 5)
         return 0
 
     code = machine_code(note, 2)

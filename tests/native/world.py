@@ -30,7 +30,19 @@ from .harness import at, harness, shared
 
 word_t = struct(value="i4")
 step_t = struct(code="i8", a="i8", b="i8", c="i8", order="i8", at_ns="i8")
-actor_t = struct(virtual="i8", owner="i4", steps="i8", count="i8", locks="i8", words="i8", order="i8")
+actor_t = struct(
+    virtual="i8",
+    owner="i4",
+    id="i8",
+    slot="i8",
+    events="i8",
+    records="i8",
+    steps="i8",
+    count="i8",
+    locks="i8",
+    words="i8",
+    order="i8",
+)
 
 SPEND, CHARGE, TURN, LOCK, UNLOCK, SLEEP, WAKE, SET, YIELD = range(9)
 
@@ -153,8 +165,8 @@ class World:
             for name, values in zip(("code", "a", "b", "c"), zip(*script, strict=True), strict=False):
                 self.steps[slot][name] = values
             self._actors[slot] = (
-                at(self._fibers, slot), owner_word(slot, 1), at(self.steps[slot]), len(script), at(self.locks),
-                at(self._words), at(self._order),
+                at(self._fibers, slot), owner_word(slot, 1), slot, slot, 0, 0, at(self.steps[slot]), len(script),
+                at(self.locks), at(self._words), at(self._order),
             )  # fmt: skip
             self._fibers.stack[slot] = self._stacks.begin(follow_steps, at(self._actors, slot))
 

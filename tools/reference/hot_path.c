@@ -263,10 +263,27 @@ static slow void serve_request(struct cpu_t *cpu, struct hypervisor_t *hv, struc
 	hv->free_at_ns = finished_ns;
 }
 
+static slow int64_t take_turn(struct cpu_t *cpu, struct hypervisor_t *hv)
+{
+	int64_t ticket = read_once(hv->tail);
+	int64_t *place = (int64_t *)hv->ring + (ticket & hv->ring_mask);
+	int64_t found = read_once(*place);
+
+	if (unlikely(hv->queue_limit || ((found & SLOT_MASK) && found >> SLOT_BITS >= ticket)))
+		off_the_path();
+	if (unlikely(cmpxchg_64(place, found, ticket << SLOT_BITS | (cpu->slot + 1)) != found))
+		off_the_path();
+	cmpxchg_64(&hv->tail, ticket, ticket + 1);
+	if (unlikely(smp_load_acquire(hv->head) < ticket))
+		off_the_path();
+	return ticket;
+}
+
 static slow void rpcit(struct cpu_t *cpu, int64_t start_pfn, int64_t pages, bool is_global)
 {
 	struct hypervisor_t *hv = DEREF(hypervisor_t, cpu->hypervisor);
 	struct request_t *request = DEREF(request_t, cpu->request);
+	int64_t ticket;
 
 	request->start_pfn = start_pfn;
 	request->pages = pages;
@@ -274,7 +291,9 @@ static slow void rpcit(struct cpu_t *cpu, int64_t start_pfn, int64_t pages, bool
 	request->posted_ns = now_ns();
 	if (unlikely(!hv->is_inline))
 		off_the_path();
+	ticket = take_turn(cpu, hv);
 	spin_lock(cpu, &hv->lock);
+	cmpxchg_64(&hv->head, ticket, ticket + 1);
 	serve_request(cpu, hv, request);
 	spin_unlock(&hv->lock);
 }
@@ -290,7 +309,7 @@ static bool s390_iommu_map_pages(struct cpu_t *cpu, struct s390_domain *domain, 
 		if (unlikely(old == NO_PTE))
 			return false;
 		if (unlikely(pte_valid(old)))
-			cpu->ctrs.violations++;
+			off_the_path();
 	}
 	cpu->ctrs.mapped_pages += pages;
 	return true;
@@ -302,7 +321,7 @@ static void s390_iommu_unmap_pages(struct cpu_t *cpu, struct s390_domain *domain
 		int64_t old = set_pte(&domain->pgtable, iova_pfn + i, ZPCI_PTE_INVALID);
 
 		if (unlikely(!pte_valid(old)))
-			cpu->ctrs.violations++;
+			off_the_path();
 	}
 	cpu->ctrs.unmapped_pages += pages;
 }
@@ -487,14 +506,14 @@ static int64_t alloc_iova_fast(struct cpu_t *cpu, struct iova_domain *iovad, int
 	if (size < 1 << (IOVA_RANGE_CACHE_MAX_SIZE - 1))
 		rounded = 1LL << order_base_2(size);
 	pfn = iova_rcache_get(cpu, iovad, rounded, limit_pfn + 1);
-	if (unlikely(pfn == 0 || iovad->allocated))
+	if (unlikely(pfn == 0 || iovad->oracle))
 		off_the_path();
 	return pfn;
 }
 
 static void free_iova_fast(struct cpu_t *cpu, struct iova_domain *iovad, int64_t pfn, int64_t size)
 {
-	if (unlikely(iovad->allocated))
+	if (unlikely(iovad->oracle))
 		off_the_path();
 	if (unlikely(!iova_rcache_insert(cpu, iovad, pfn, size)))
 		off_the_path();
@@ -549,10 +568,15 @@ static void fq_ring_free_locked(struct cpu_t *cpu, struct iommu_dma_cookie *cook
 
 static slow void fq_flush_iotlb(struct cpu_t *cpu, struct iommu_dma_cookie *cookie)
 {
+	cpu->flush_for = read_once(cookie->fq_abandoned) ? xchg(cookie->fq_abandoned, 0) : 0;
+	write_once(cpu->flush_step, FLUSH_COUNTING);
 	fetch_add(cookie->fq_flush_start_cnt.counter, 1);
+	write_once(cpu->flush_step, FLUSH_UNDER_WAY);
 	s390_iommu_flush_iotlb_all(cpu, DEREF(s390_domain, cookie->fq_domain));
 	write_once(cookie->fq_flush_finished_at, now_ticks());
-	fetch_add(cookie->fq_flush_finish_cnt.counter, 1);
+	write_once(cpu->flush_step, FLUSH_COUNTING);
+	fetch_add(cookie->fq_flush_finish_cnt.counter, 1 + cpu->flush_for);
+	write_once(cpu->flush_step, FLUSH_NONE);
 }
 
 static slow void flush_full_ring_locked(struct cpu_t *cpu, struct iommu_dma_cookie *cookie, struct iova_fq *fq)
