@@ -92,7 +92,6 @@ def test_what_makes_no_sense_is_refused_in_one_line(text, said):
         ("kill:hypervisor@0.1s", [("hypervisor", "service", "inline")], "every CPU serves itself"),
         ("drop:completion@0.1s", [("hypervisor", "service", "inline")], "every CPU serves itself"),
         ("kill:cpu0@3s", [("machine", "seconds", 1.0)], "the load ends before that, after 1 s"),
-        ("small-event-ring", [], "nothing is recorded"),
     ],
 )
 def test_what_cannot_happen_on_a_machine_is_refused(fault, options, said):

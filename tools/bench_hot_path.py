@@ -365,7 +365,7 @@ class NaiveDomain:
 
 _TIMES = {
     *("queued_at", "fq_flush_finished_at", "exposure_page_ticks", "exposure_max_ticks", "posted_ns", "busy_ns"),
-    *("free_at_ns", "total_wait_ns", "max_wait_ns", "total_schedule_ns", "max_schedule_ns"),
+    *("free_at_ns", "total_wait_ns", "max_wait_ns", "total_schedule_ns", "max_schedule_ns", "wait_ns", "service_ns"),
 }
 _STATE = (
     *("contexts", "domain", "hypervisor", "requests", "request_ring", "servers", "rings", "ring_entries", "timer_base"),

@@ -116,7 +116,8 @@ def _name(arguments: Sequence[str]) -> str:
 
 
 def _usage_error(error: CycloptsError, arguments: Sequence[str]) -> str:
-    return f"{str(error).rstrip('.')}; see {_name(arguments)} --help"
+    said = str(error).replace(", ...", " and more").rstrip(".")
+    return f"{said}; see {_name(arguments)} --help"
 
 
 def _complain(arguments: Sequence[str], message: str, code: int) -> int:

@@ -151,7 +151,7 @@ def _map(cpu: Any, domain: Any, op: Any, slot: Any) -> None:
     end_stages(cpu, done)
     record_value(cpu.map_histogram, done - since)
     if cpu.records:
-        emit(cpu, EVENT_MAP, pfn, (done - since) << PAGES_BITS | op.pages, done)
+        emit(cpu, EVENT_MAP, pfn, (done - since) << PAGES_BITS | int(op.pages), done)
     slot.pfn = pfn
     slot.pages = op.pages
     _hand_over(cpu, slot, SLOT_MAPPED if pfn else SLOT_FAILED)
@@ -171,7 +171,7 @@ def _unmap(cpu: Any, domain: Any, slot: Any) -> None:
         end_stages(cpu, done)
         record_value(cpu.unmap_histogram, done - since)
         if cpu.records:
-            emit(cpu, EVENT_UNMAP, pfn, (done - since) << PAGES_BITS | slot.pages, done)
+            emit(cpu, EVENT_UNMAP, pfn, (done - since) << PAGES_BITS | int(slot.pages), done)
     _hand_over(cpu, slot, SLOT_FREE)
 
 

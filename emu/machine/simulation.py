@@ -93,7 +93,7 @@ def _should_be_emptied(rings: int, count: int) -> bool:
 
 @entry
 def advance(world: int, until_ps: int, turns: int, rings: int, count: int) -> int:
-    """Let the machine run until all its clocks have passed `until_ps`, for some turns, or until a ring is half full.
+    """Let the machine run until all clocks have passed `until_ps`, a fiber ends, a ring is half full, or for some turns.
 
     Args:
         world: address of the world_t.
@@ -105,12 +105,15 @@ def advance(world: int, until_ps: int, turns: int, rings: int, count: int) -> in
     Returns:
         1 when time is left.
     """
+    fibers = deref(world_t, world)
+    ended = fibers.ended
     slice_turns = max((element(event_ring_t, rings, 0).mask + 1) >> 3, _FEWEST_TURNS)
     ask_at_ns = clock_ns() + _ASK_NS
     for _ in range(0, turns, slice_turns):
-        if not run_world(deref(world_t, world), until_ps, slice_turns):
+        if not run_world(fibers, until_ps, slice_turns):
             return 0
-        if _should_be_emptied(rings, count) or clock_ns() > ask_at_ns:
+        # Who has ended may be the last CPU, after which nobody else may have another turn before the machine stops.
+        if fibers.ended != ended or _should_be_emptied(rings, count) or clock_ns() > ask_at_ns:
             break
     return 1
 

@@ -58,6 +58,7 @@ world_t = struct(
     turn_of="i8",
     count="i8",
     main_stack="i8",
+    ended="i8",
     last_writers="i8",
     costs=("i8", (len(COSTS),)),
     first_waiter=("i8", (_QUEUES,)),
@@ -66,7 +67,7 @@ world_t = struct(
 """`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot
 is. `horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many
 steps it may still take before Python is asked again, or fewer when the machine's own clock has reached `ask_at_ns`.
-`last_writers`: of cache lines, see emu.native.lines."""
+`ended`: how many fibers have done so. `last_writers`: of cache lines, see emu.native.lines."""
 
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
@@ -234,6 +235,7 @@ def end_fiber(cpu: Any) -> None:
     """The last thing a fiber does; it does not return. Python is asked what to do next."""
     fiber = fiber_of(cpu)
     world = deref(world_t, fiber.world)
+    world.ended += 1
     _later(world, element(int64_t, world.turn_of, fiber.slot).value, NEVER_PS, fiber.slot)
     switch_stack(address_of(fiber, "stack"), world.main_stack)
 

@@ -86,6 +86,8 @@ def test_commands_in_the_pages_are_understood(emu):
             arguments.append("nowhere.toml")
         if arguments[0] == "logs":
             arguments.insert(1, "nowhere.toml")
+        if arguments[0] == "top" and "--once" not in arguments:
+            arguments.append("--once")
         if arguments[0] == "explore":
             arguments += ["--schedule", "nowhere.toml"]
         if arguments[0] in ("report", "export"):

