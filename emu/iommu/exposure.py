@@ -14,5 +14,5 @@ def close_window(cpu: Any, unmapped_at: int, flushed_at: int, pages: int) -> Non
     window = max(flushed_at - unmapped_at, 0)
     record_value(cpu.exposure_histogram, window)
     cpu.ctrs.exposures += 1
-    cpu.ctrs.exposure_page_ticks += window * pages
+    cpu.ctrs.exposure_page_ticks += window * int(pages)
     cpu.ctrs.exposure_max_ticks = max(cpu.ctrs.exposure_max_ticks, window)

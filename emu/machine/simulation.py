@@ -93,7 +93,7 @@ def _should_be_emptied(rings: int, count: int) -> bool:
 
 @entry
 def advance(world: int, until_ps: int, turns: int, rings: int, count: int) -> int:
-    """Let the machine run until all clocks have passed `until_ps`, a fiber ends, a ring is half full, or for some turns.
+    """Let the machine run until all clocks have passed `until_ps`, a fiber ends, a ring is half full, or some turns.
 
     Args:
         world: address of the world_t.

@@ -289,7 +289,7 @@ def test_the_second_request_waits_for_the_first_and_the_first_for_nobody():
         assert guest.server(0).total_wait_ns == 0
         guest.trap(1)
         assert eventually(lambda: len(guest.served_order) == 2)
-        assert 0 < guest.server(0).total_wait_ns <= 30 * MS
+        assert 0 < guest.server(0).total_wait_ns < 2 * 30 * MS
         assert guest.server(0).max_wait_ns == guest.server(0).total_wait_ns
 
 
