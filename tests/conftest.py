@@ -1,5 +1,9 @@
 """What all tests share: real kernels' captures, and the check that a test run leaves nothing behind."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +17,21 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives
 # The first example of a test may compile.
 settings.register_profile("emu", deadline=None)
 settings.load_profile("emu")
+
+
+def pytest_configure(config):
+    """Compile each kind of machine once, before the workers of a whole run would each begin to."""
+    is_whole = config.args == config.getini("testpaths") and not config.option.collectonly
+    if is_whole and config.getoption("numprocesses", None) and not os.environ.get("NUMBA_DISABLE_JIT"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "emu", "run", "--cpus", "1", "--ops", "1", "--quiet"]
+            machines = [
+                subprocess.Popen(
+                    [*command, "--engine", engine, "--out", f"{folder}/{engine}"], stdout=subprocess.DEVNULL
+                )
+                for engine in ("processes", "sim")
+            ]
+            assert [machine.wait() for machine in machines] == [0, 0]
 
 
 @pytest.fixture(scope="session")

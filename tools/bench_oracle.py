@@ -17,10 +17,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+from paired import ratio_of, ratio_text
 
 from emu.config import DomainType, load
 from emu.experiment import MachineError, run_machine
@@ -72,21 +74,18 @@ def main() -> int:
                         for check in order
                     }
                     both.append((found[True], found[False]))
-                ratios = [watched / unwatched for watched, unwatched in both]
-                low, _, high = quantiles(ratios, n=4)
+                watched, unwatched = zip(*both, strict=True)
                 row = {
                     "preset": preset,
                     "domain": domain,
-                    "unwatched_pairs_per_s": median(unwatched for _, unwatched in both),
-                    "watched_pairs_per_s": median(watched for watched, _ in both),
-                    "ratio": median(ratios),
-                    "middle_half": [low, high],
+                    "unwatched_pairs_per_s": median(unwatched),
+                    "watched_pairs_per_s": median(watched),
+                    **ratio_of(watched, unwatched),
                 }
                 rows.append(row)
                 if not arguments.json:
                     counts = f"{row['unwatched_pairs_per_s']:>12.0f}{row['watched_pairs_per_s']:>12.0f}"
-                    ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
-                    print(f"{preset:<6}{domain:<8}{counts} pairs/s, ratio {ratio}", flush=True)
+                    print(f"{preset:<6}{domain:<8}{counts} pairs/s, ratio {ratio_text(row)}", flush=True)
     except MachineError as error:
         print(f"bench_oracle: {error}", file=sys.stderr)
         return 2

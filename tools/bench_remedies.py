@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from paired import ratio_of, ratio_text
+from patched import call
+
 KERNEL = "kernel"
 
 
@@ -79,43 +78,23 @@ def run_once(way: Way, flushes: tuple[str, ...], seconds: float) -> dict[str, An
     Raises:
         RuntimeError: it came to no result.
     """
-    environment = {**os.environ, "EMU_MUTANT": way.mutant} if way.mutant else dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         load = ["--domain", "DMA-FQ", "--cpus", "4", "--preset", "bare-metal", "--workload", "map_benchmark"]
-        command = [sys.executable, "-m", "emu", "run", *load, *flushes, *way.options, "--seconds", str(seconds)]
-        done = subprocess.run(
-            [*command, "--out", f"{folder}/out", "--json", "--quiet"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    try:
-        (run,) = json.loads(done.stdout)["runs"]
-    except ValueError:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1]) from None
+        arguments = ["run", *load, *flushes, *way.options, "--seconds", str(seconds)]
+        _, summary, error = call(way.mutant, [*arguments, "--out", f"{folder}/out", "--quiet"])
+    if summary is None:
+        raise RuntimeError(error)
+    (run,) = summary["runs"]
     if run["map_failures"]:
         raise RuntimeError(f"{run['map_failures']} maps failed for want of addresses: choose shorter runs")
     return dict(run)
 
 
-def ratios(row: Row, kernel: Row) -> list[float]:
-    """Throughput beside the kernel's, round by round."""
-    return [mine / its for mine, its in zip(row.pairs_per_s, kernel.pairs_per_s, strict=True)]
-
-
-def middle_half(values: list[float]) -> tuple[float, float]:
-    """The first and third quartile; of one value, itself."""
-    if len(values) < 2:
-        return values[0], values[0]
-    low, _, high = quantiles(values, n=4)
-    return low, high
-
-
 def summary_of(row: Row, kernel: Row) -> dict[str, Any]:
     """Medians over the rounds, and sums of what was lost."""
-    found = ratios(row, kernel)
     return {
         "pairs_per_s": median(row.pairs_per_s),
-        "ratio": median(found),
-        "middle_half": middle_half(found),
+        **ratio_of(row.pairs_per_s, kernel.pairs_per_s),
         "overruns": sum(row.overruns),
         "lost": sum(row.lost),
         "full_flushes": median(row.full_flushes),
@@ -126,11 +105,9 @@ def summary_of(row: Row, kernel: Row) -> dict[str, Any]:
 
 def line_of(name: str, figures: dict[str, Any]) -> str:
     """A row of the table."""
-    low, high = figures["middle_half"]
-    ratio = f"{figures['ratio']:.3f} ({low:.3f} to {high:.3f})"
     lost = f"{figures['overruns']:>9}{figures['lost']:>10}{figures['full_flushes']:>9.0f}"
     late = f"{figures['unmap_p99_ns'] / 1e3:>11.1f}{figures['reach_p99_ns'] / 1e6:>11.2f}"
-    return f"{name:<28}{figures['pairs_per_s']:>10.0f}  {ratio:<24}{lost}{late}"
+    return f"{name:<28}{figures['pairs_per_s']:>10.0f}  {ratio_text(figures):<24}{lost}{late}"
 
 
 def main() -> int:

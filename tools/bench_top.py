@@ -25,8 +25,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
+
+from paired import ratio_of, ratio_text
 
 ROOT = Path(__file__).resolve().parent.parent
 EMU = (sys.executable, "-m", "emu")
@@ -151,13 +153,6 @@ def measure(way: str, arguments: argparse.Namespace) -> float:
         return pairs_per_s(entries_of(folder), arguments.settle)
 
 
-def ratio_of(measured: list[float], beside: list[float]) -> dict[str, Any]:
-    """Median of the ratios of the same rounds, and the range of their middle half."""
-    ratios = [one / other for one, other in zip(measured, beside, strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
-    return {"pairs_per_s": median(measured), "ratio": median(ratios), "middle_half": (low, high)}
-
-
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -182,14 +177,13 @@ def main() -> int:
     except BenchError as error:
         print(f"bench_top: {error}", file=sys.stderr)
         return 2
-    found = {way: ratio_of(measured[way], measured[NOBODY]) for way in ways}
+    found = {way: {"pairs_per_s": median(measured[way]), **ratio_of(measured[way], measured[NOBODY])} for way in ways}
     if arguments.json:
         print(json.dumps({"rounds": arguments.rounds, "ways": found}, indent=1))
         return 0
     print(f"{'watched by':<12}{'pairs/s':>10}  beside nobody")
     for way, figures in found.items():
-        low, high = figures["middle_half"]
-        print(f"{way:<12}{figures['pairs_per_s']:>10.0f}  {figures['ratio']:.3f} ({low:.3f} to {high:.3f})")
+        print(f"{way:<12}{figures['pairs_per_s']:>10.0f}  {ratio_text(figures)}")
     return 0
 
 

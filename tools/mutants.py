@@ -7,23 +7,20 @@ Under processes each bug needs its own compiled code, half a minute of it, so `-
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from patched import call
 
 from emu.mutants.catalogue import MUTANTS
-from emu.mutants.patch import VARIABLE, Mutant
+from emu.mutants.patch import Mutant
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "mutants.md"
 BEGIN, END = "<!-- table: tools/mutants.py -->", "<!-- end of table -->"
-_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -34,29 +31,14 @@ class Caught:
     cost: str
 
 
-def call(mutant: Mutant, arguments: list[str], cache: str | None = None) -> tuple[int, dict[str, Any] | None, str]:
-    """Run emu with the bug in it: exit code, its JSON, its last word on stderr."""
-    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
-    if mutant.edits:
-        environment[VARIABLE] = mutant.name
-    if cache:
-        environment["EMU_CACHE_DIR"] = cache
-    command = [sys.executable, "-m", "emu", *arguments, "--json"]
-    try:
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return -1, None, f"no end after {_SECONDS} s"
-    try:
-        return done.returncode, json.loads(done.stdout), ""
-    except ValueError:
-        return done.returncode, None, (done.stderr.strip().splitlines() or ["no output"])[-1]
+def patch_of(mutant: Mutant) -> str | None:
+    """Its name, where it is a patch of the source and not an option of the machine."""
+    return mutant.name if mutant.edits else None
 
 
 def by_explore(mutant: Mutant) -> Caught:
     """Look for it in all interleavings of a small machine."""
-    _, found, error = call(mutant, ["explore", "--shorten", "0", "--seconds", "60", *mutant.explore])
+    _, found, error = call(patch_of(mutant), ["explore", "--shorten", "0", "--seconds", "60", *mutant.explore])
     if found is None:
         return Caught("", error)
     violation = found["violation"]
@@ -71,7 +53,7 @@ def by_processes(mutant: Mutant, seed: int) -> Caught:
     """Run real processes with all checks on."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["run", *mutant.run, "--seed", str(seed), "--out", f"{folder}/out", "--quiet"]
-        code, summary, error = call(mutant, options, f"{folder}/cache")
+        code, summary, error = call(patch_of(mutant), options, f"{folder}/cache")
     if summary is None:
         if code in (0, 2):
             return Caught("", error[:60])

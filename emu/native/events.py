@@ -145,7 +145,7 @@ class EventFile:
 
     def append(self, events: npt.NDArray[np.void]) -> None:
         """Write a chunk through to the system, so that a crash of this process loses nothing before it."""
-        self._file.write(events.tobytes())
+        self._file.write(events.view(np.uint8).data)
         self._file.flush()
 
     def fill_disk(self) -> None:

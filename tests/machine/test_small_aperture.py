@@ -29,7 +29,7 @@ def capture(captures_dir):
 
 @pytest.fixture(scope="module")
 def replayed(capture):
-    """The outcomes of replays with flushes of all possible lengths, and their failures beside the kernel's."""
+    """The outcomes of replays with flushes of several possible lengths, and their failures beside the kernel's."""
     attempts = find_attempts(capture)
     load = attempts_workload(capture, attempts)
     flushes = flushes_in(capture.events)
@@ -48,7 +48,8 @@ def replayed(capture):
         **{f"costs_{name}_ns": 0.0 for name in NO_TIME},
     )
     runs, compared = [], []
-    for load.recorded in possible_times(recorded_times(capture)):
+    # A draw of the thirteen that a verification makes.
+    for load.recorded in possible_times(recorded_times(capture))[::3]:
         collector = EventCollector()
         runs.append(run_machine(config, "DMA-SQ", load, real_time=True, collect_in=collector).run)
         compared.append(compare_attempts(capture, attempts, collector.events()))
