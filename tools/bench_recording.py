@@ -10,6 +10,8 @@ The flood: 1 CPU, then 2, that do nothing but map and unmap with `identity`, at 
 each and then as fast as they can. What is in the files and what was counted as lost must be all that happened, which
 the CPUs' own counters say. Nothing is lost while the supervisor has a core to empty the rings on.
 
+Under lpar, CPUs that find no other core for the supervisor share theirs with it: such rows are shown, and not judged.
+
 Exit code 0: no row that is judged costs more than 15 %, and every event is written or counted; 1: otherwise; 2: a
 machine could not be run.
 """
@@ -39,8 +41,8 @@ from emu.workload.build import build_workload
 DOMAINS: tuple[DomainType, ...] = ("DMA-FQ", "DMA-SQ")
 PRESETS = ("kvm", "lpar")
 MOST_COST = 0.15
-PACED_HOLD_NS = 390.0
-"""Two events, of the map and of the unmap, come every 400 ns then."""
+PACED_HOLD_NS = 150.0
+"""With what a map, an unmap and looking at the clock take, 400 ns or less for two events."""
 
 
 def run(
@@ -78,6 +80,7 @@ def cost_of(preset: str, domain: DomainType, cpus: int, rounds: int, seconds: fl
         "recorded_pairs_per_s": median(found[True]),
         "unrecorded_pairs_per_s": median(found[False]),
         "lost": lost,
+        "judged": preset == "kvm" or cores() > cpus,
         **ratio_of(found[True], found[False]),
     }
 
@@ -127,7 +130,9 @@ def main() -> int:
                 row = cost_of(preset, domain, arguments.cpus, arguments.rounds, arguments.seconds)
                 costs.append(row)
                 rates = f"{row['unrecorded_pairs_per_s']:>12.0f}{row['recorded_pairs_per_s']:>12.0f}"
-                show(f"{preset:<6}{domain:<8}{rates}{row['lost']:>19}  {ratio_text(row)}")
+                show(
+                    f"{preset:<6}{domain:<8}{rates}{row['lost']:>19}  {ratio_text(row)}{'' if row['judged'] else '  not judged'}"
+                )
         show(f"\n{'CPUs':<6}{'pace':<8}{'events/s of each':>18}{'happened':>14}{'written':>14}{'lost':>12}")
         for cpus in (1, 2):
             for hold_ns in (PACED_HOLD_NS, 0.0):
@@ -141,7 +146,7 @@ def main() -> int:
         return 2
     if arguments.json:
         print(json.dumps({"cores": cores(), "cost": costs, "flood": floods}))
-    is_cheap = all(row["ratio"] >= 1 - MOST_COST for row in costs)
+    is_cheap = all(row["ratio"] >= 1 - MOST_COST for row in costs if row["judged"])
     return int(not (is_cheap and all(row["exact"] for row in floods)))
 
 

@@ -19,7 +19,8 @@ from emu.native.events import EventFile, drain, event_t
 from emu.native.lock import EVENT_LOCK_WAIT
 
 MOST_LOGGED = 1 << 17
-_OF_OPERATIONS = (EVENT_MAP, EVENT_UNMAP, EVENT_RPCIT, EVENT_LOCK_WAIT)
+_IS_RARE = np.ones(1 << 15, np.bool_)
+_IS_RARE[[EVENT_MAP, EVENT_UNMAP, EVENT_RPCIT, EVENT_LOCK_WAIT]] = False
 
 
 class EventCollector:
@@ -57,13 +58,14 @@ class EventCollector:
     def fill_disk(self) -> None:
         """Memory is no disk: nothing changes."""
 
-    def drain(self) -> None:
-        """Take what the rings hold."""
+    def drain(self) -> bool:
+        """Take what the rings hold; False, as there is time."""
         for ring in self._rings:
             events = drain(ring)
             if len(events):
                 self._chunks.append(events.copy())
                 self.recorded += len(events)
+        return False
 
     def events(self) -> npt.NDArray[np.void]:
         """All events in order of time, shape (n,), dtype event_t; `ticks` are ns on virtual clocks."""
@@ -90,6 +92,7 @@ class EventWriter:
         self.log: list[npt.NDArray[np.void]] = []
         self._files: list[EventFile] = []
         self._rings: Any = layout.segment["event_rings"]
+        self._soon = layout.events_per_cpu // 4
         self._logged = 0
         self._is_recording = layout.config.machine.record
         if folder is None:
@@ -121,11 +124,13 @@ class EventWriter:
         for file in self._files:
             file.fill_disk()
 
-    def drain(self) -> None:
-        """Move what the rings hold to the files."""
+    def drain(self) -> bool:
+        """Move what the rings hold to the files; True when one was so full that it had better be done again soon."""
+        most = 0
         for slot in np.flatnonzero(self._rings.tail != self._rings.head):
             events = drain(self._rings[slot])
             self._keep_for_log(events)
+            most = max(most, len(events))
             if not self._files:
                 self.lost += len(events)
                 continue
@@ -137,12 +142,13 @@ class EventWriter:
                 self._give_up(f"{file.path}: {error.strerror}")
             else:
                 self.recorded += len(events)
+        return most > self._soon
 
     def _keep_for_log(self, events: npt.NDArray[np.void]) -> None:
         if self._logged >= MOST_LOGGED:
             return
         # A copy: what is kept must not hold on to the whole ring's worth.
-        kept = events[~np.isin(events["code"], _OF_OPERATIONS)].copy() if self._is_recording else events.copy()
+        kept = events[_IS_RARE[events["code"]]] if self._is_recording else events.copy()
         self._logged += len(kept)
         self.log.append(kept)
 

@@ -420,7 +420,8 @@ class Machine:
 
     def _reap(self, timeout_s: float) -> bool:
         """Take note of those that have ended; True when one of them died."""
-        self._events.drain()
+        if self._events.drain():
+            timeout_s = 0.0
         for member in self._crew.ended(timeout_s):
             self._left.discard(member.slot)
             if not (member.context.finished and member.exit == 0):
