@@ -130,9 +130,8 @@ def main() -> int:
                 row = cost_of(preset, domain, arguments.cpus, arguments.rounds, arguments.seconds)
                 costs.append(row)
                 rates = f"{row['unrecorded_pairs_per_s']:>12.0f}{row['recorded_pairs_per_s']:>12.0f}"
-                show(
-                    f"{preset:<6}{domain:<8}{rates}{row['lost']:>19}  {ratio_text(row)}{'' if row['judged'] else '  not judged'}"
-                )
+                judged = "" if row["judged"] else "  not judged"
+                show(f"{preset:<6}{domain:<8}{rates}{row['lost']:>19}  {ratio_text(row)}{judged}")
         show(f"\n{'CPUs':<6}{'pace':<8}{'events/s of each':>18}{'happened':>14}{'written':>14}{'lost':>12}")
         for cpus in (1, 2):
             for hold_ns in (PACED_HOLD_NS, 0.0):

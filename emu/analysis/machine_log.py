@@ -14,8 +14,10 @@ from emu.iommu.tracepoints import EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, EVENT_TIME
 from emu.machine.lock_names import lock_name, lock_number
 from emu.native.lock import EVENT_LOCK_TAKEN_OVER
 
-MOST_ENTRIES = 20_000
-"""Of one run; the files of events have all of them."""
+MOST_ENTRIES = 4000
+"""Of one run, the earliest: a line of text takes far longer than an event, and the files of events have all of them."""
+
+_OTHERS = (EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, EVENT_TIMER_ARMED, EVENT_LOCK_TAKEN_OVER)
 
 Entry = tuple[str, dict[str, Any]]
 
@@ -55,21 +57,25 @@ def log_entries(events: npt.NDArray[np.void], clock: Clock, names: list[str], pi
         names: of its processes by slot.
         pids: of the same.
     """
-    rows = [*_flushes(events, clock), *_others(events, clock)]
+    flushes = flushes_of(events)
+    others = events[np.isin(events["code"], _OTHERS)]
+    others = others[np.argsort(others["ticks"], kind="stable")]
+    count = len(flushes) + np.count_nonzero(flushes["finished_ticks"] >= 0) + len(others)
+    rows = [*_flushes(flushes[:MOST_ENTRIES], clock), *_others(others[:MOST_ENTRIES], clock)]
     rows.sort(key=lambda row: row[0])
     for ticks, slot, event, values in rows[:MOST_ENTRIES]:
         at_ns = clock.since_start_ns(ticks)
         when = {"at_ns": at_ns} if clock.is_virtual else {"at_ns": at_ns, "time_ns": clock.start_ns + at_ns}
         yield event, {**when, "role": names[slot], "pid": pids[slot], **values}
-    if len(rows) > MOST_ENTRIES:
-        yield "log_truncated", {"left_out": len(rows) - MOST_ENTRIES}
+    if count > MOST_ENTRIES:
+        yield "log_truncated", {"left_out": int(count) - MOST_ENTRIES}
 
 
 _Row = tuple[int, int, str, dict[str, Any]]
 
 
-def _flushes(events: npt.NDArray[np.void], clock: Clock) -> Iterator[_Row]:
-    for flush in flushes_of(events):
+def _flushes(flushes: npt.NDArray[np.void], clock: Clock) -> Iterator[_Row]:
+    for flush in flushes:
         slot, cpu = int(flush["slot"]), int(flush["cpu"])
         known = {"cpu": cpu, "cause": cause_name(int(flush["cause"])), "entries": int(flush["entries"])}
         yield int(flush["started_ticks"]), slot, "flush_started", known
@@ -81,8 +87,7 @@ def _flushes(events: npt.NDArray[np.void], clock: Clock) -> Iterator[_Row]:
 
 
 def _others(events: npt.NDArray[np.void], clock: Clock) -> Iterator[_Row]:
-    codes = (EVENT_FLUSH_TIMEOUT, EVENT_OVERRUN, EVENT_TIMER_ARMED, EVENT_LOCK_TAKEN_OVER)
-    for event in events[np.isin(events["code"], codes)]:
+    for event in events:
         code, cpu, b = int(event["code"]), int(event["cpu"]), int(event["b"])
         values: dict[str, Any]
         if code == EVENT_TIMER_ARMED:
