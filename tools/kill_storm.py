@@ -35,6 +35,7 @@ from typing import Any
 import psutil
 
 from emu.cli.app import dispatch
+from emu.cli.failure import INTERRUPTED
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 LONGEST_HANG_S = 2.0
@@ -151,6 +152,9 @@ def run_once(chance: random.Random, tally: Tally, folder: Path) -> None:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = dispatch(arguments)
     signal.setitimer(signal.ITIMER_REAL, 0)
+    if code == INTERRUPTED:
+        # Ctrl-C was for the storm.
+        raise KeyboardInterrupt
     stop.set()
     if outside:
         killer.join()
