@@ -108,7 +108,7 @@ class ProcessCrew:
         self._parent = os.getpid()
         self._poll = select.poll()
         self._members: dict[int, Member] = {}
-        gc.collect()
+        # A child collects nothing that it shares with us, and so copies none of it. What of ours is garbage may stay.
         gc.freeze()
 
     def start(self, member: Member) -> None:
