@@ -47,6 +47,8 @@ from emu.workload.program import OP_UNMAP, Workload
 
 _START_S = 60.0
 _MEASURED_CPUS = 4
+_END_S = 1.0
+"""Where nothing is wrong, a process that has not ended may just not have been given a core."""
 _ABORT_S = 0.25
 _KILL_S = 0.15
 _EXIT_S = 0.02
@@ -396,7 +398,7 @@ class Machine:
         self.recovery.finish()
 
     def _await(self, slots: set[int]) -> None:
-        patience = _ABORT_S if self.interrupted or self.died else _ABORT_S + self._longest_flush_s()
+        patience = _ABORT_S if self.interrupted or self.died else _END_S + self._longest_flush_s()
         # Hundreds of processes on a few cores need their time only to end.
         patience += _EXIT_S * len(slots) / cores()
         until = time.monotonic() + patience
