@@ -98,12 +98,14 @@ class Growth(_Part):
         name: what grows. machine: what runs.
         cpus: how many CPUs it has, in turn.
         at_least: the bound that the exponent's whole interval must keep.
+        beyond_model: why the model does not have it grow so, where it does not.
     """
 
     name: str
     machine: Machine
     cpus: list[int] = Field(min_length=3)
     at_least: float
+    beyond_model: str | None = None
 
 
 class Claim(_Part):

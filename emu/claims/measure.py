@@ -185,6 +185,8 @@ class Bench:
         verdict, why = judged(exponent, growth.at_least, None)
         medians = {size: float(np.median([t for s, t in zip(sizes, times_ns, strict=True) if s == size]))
                    for size in dict.fromkeys(sizes)}  # fmt: skip
+        if verdict != HOLDS and growth.beyond_model:
+            verdict, why = CANNOT_BE_SHOWN, growth.beyond_model
         said = ", ".join(f"{ns / 1000:.0f} µs on {size:.0f}" for size, ns in medians.items())
         return Finding(
             claim.id,

@@ -14,6 +14,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
+from emu.cli.claims import claims
 from emu.cli.doctor import doctor
 from emu.cli.explore import explore
 from emu.cli.export import export
@@ -75,6 +76,7 @@ app.command(
 app.command(
     top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
 )
+app.command(claims, usage="Usage: emu claims [OPTIONS]", help_epilogue="Example: emu claims --only C2 --only C4")
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 
 

@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("explore", "mutants", "stress", "fault"),
+        *("claims", "explore", "mutants", "stress", "fault"),
     },
+    "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},
 }
 """The table in docs/how-it-works.md."""
