@@ -57,7 +57,8 @@ def paired_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
     """The ratio of two numbers that were measured together, several times.
 
     Args:
-        of, to: one number of each round, above 0.
+        of: one number of each round, above 0.
+        to: the same of what it is compared with.
 
     Returns:
         The geometric mean of the ratios; of a single round, no more than that.
@@ -72,7 +73,8 @@ def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> Interval
     """The exponent b of value ~ size^b, by least squares of logarithms.
 
     Args:
-        sizes, values: of each measurement, above 0; three or more, and not all of one size.
+        sizes: of each measurement, above 0; three or more, and not all the same.
+        values: what was measured, above 0.
     """
     from scipy.stats import linregress  # noqa: PLC0415 - heavy, and of an extra
 
@@ -107,12 +109,13 @@ def range_text(at_least: float | None, at_most: float | None, unit: str = "") ->
 
 
 def best_fit(measured: npt.NDArray[np.float64], published: npt.NDArray[np.float64]) -> int:
-    """Which of several curves comes closest to the published points: its worst point is off by the smallest factor.
+    """Which of several curves comes closest to the published points: its worst point is off by the smallest part.
 
     Args:
-        measured: shape (curves, points). published: shape (points,).
+        measured: shape (curves, points).
+        published: shape (points,).
     """
-    return int(np.argmin(np.abs(np.log(measured / published)).max(axis=1)))
+    return int(np.argmin(np.abs(measured / published - 1).max(axis=1)))
 
 
 def _t(degrees: int) -> float:

@@ -25,6 +25,6 @@ def timer_flush_ticks(events: npt.NDArray[np.void], timer: int) -> npt.NDArray[n
     own = events[events["slot"] == timer]
     own = own[np.isin(own["code"], (EVENT_FLUSH_TIMEOUT, EVENT_FLUSHED, EVENT_LOCK_WAIT))]
     first = np.flatnonzero(own["code"] == EVENT_FLUSH_TIMEOUT)
-    last = np.append(first[1:], len(own)) - 1
+    last = np.append(first, len(own))[1:] - 1
     took: npt.NDArray[np.int64] = own["ticks"][last] - own["ticks"][first]
     return took

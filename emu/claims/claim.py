@@ -124,7 +124,7 @@ class Claim(_Part):
     statement: str
     source: str
     reading: str
-    engines: list[Literal["sim", "processes"]] = Field(default_factory=lambda: ["sim", "processes"], min_length=1)
+    engines: list[Literal["sim", "processes"]] = Field(["sim", "processes"], min_length=1)
     rounds: int = Field(5, ge=1, le=100)
     settings: Sections = Field(default_factory=dict)
     ratio: list[Ratio] = Field(default_factory=list)

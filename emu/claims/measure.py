@@ -72,7 +72,7 @@ class Bench:
         for claim in claims:
             obstacle = self._obstacle(claim)
             if obstacle:
-                names = [part.name for part in (*claim.ratio, *claim.curve, *claim.growth)]
+                names = [part.name for parts in (claim.ratio, claim.curve, claim.growth) for part in parts]
                 yield from (Finding(claim.id, name, "", None, "", CANNOT_BE_SHOWN, obstacle) for name in names)
                 continue
             yield from self._ratios(claim)
@@ -153,7 +153,7 @@ class Bench:
         is_close = bool((np.abs(ratios - 1) <= curve.tolerance).all())
         fitted = f"{fit.section}.{fit.key} = {fit.values[best]:g} fitted"
         verdict = HOLDS if is_close else CANNOT_BE_SHOWN if curve.beyond_model else DOES_NOT_HOLD
-        worst = Interval(float(ratios[np.abs(np.log(ratios)).argmax()]), float(ratios.min()), float(ratios.max()))
+        worst = Interval(float(ratios[np.abs(ratios - 1).argmax()]), float(ratios.min()), float(ratios.max()))
         points = [
             {"cpus": cpus, "published": said, "measured": round(found, 2)}
             for cpus, said, found in zip(curve.cpus, published.tolist(), per_cpu[best], strict=True)
@@ -161,9 +161,9 @@ class Bench:
         return Finding(
             claim.id,
             curve.name,
-            f"each point within ±{100 * curve.tolerance:g} %",
+            f"each within ±{100 * curve.tolerance:g} %",
             worst,
-            " of published",
+            " ×",
             verdict,
             fitted if is_close or not curve.beyond_model else f"{curve.beyond_model} ({fitted})",
             {"points": points, "fitted": {f"{fit.section}.{fit.key}": fit.values[best]}},

@@ -100,8 +100,8 @@ def _measured(
     with ProgressBars(quiet=quiet) as bars:
         bench = Bench(engine, rounds, changes, bars.compiled, lambda part: bars.ran("claims", part))
         try:
-            for finding in bench.findings(chosen):
-                found.append(finding)
+            # What was found before something goes wrong is kept.
+            found.extend(bench.findings(chosen))
         except KeyboardInterrupt:
             return found, True
         except (ConfigError, MachineError) as error:

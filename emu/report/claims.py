@@ -13,7 +13,7 @@ from emu.report.plain import plain
 from emu.report.quantity import NOTHING
 
 _STYLES = {HOLDS: "green", DOES_NOT_HOLD: "bold red", CANNOT_BE_SHOWN: "yellow"}
-_NARROWEST = 100
+_NARROWEST = 112
 
 
 def print_claims(console: Console, statements: Mapping[str, str], findings: Sequence[Finding]) -> None:
@@ -32,8 +32,8 @@ def print_claims(console: Console, statements: Mapping[str, str], findings: Sequ
             ratio = point["measured"] / point["published"]
             console.print(
                 plain(
-                    f"{finding.claim} {finding.name}, {point['cpus']} CPUs: {point['published']:g} published, "
-                    f"{point['measured']:.1f} here ({100 * (ratio - 1):+.0f} %), thousand pairs per CPU and s"
+                    f"{finding.claim} {finding.name}, {point['cpus']} CPUs: {point['published']:g} k published, "
+                    f"{point['measured']:.1f} k here ({100 * (ratio - 1):+.0f} %)"
                 )
             )
     for claim in dict.fromkeys(finding.claim for finding in findings):
@@ -47,6 +47,8 @@ def print_claims(console: Console, statements: Mapping[str, str], findings: Sequ
 
 def _table(findings: Sequence[Finding]) -> Table:
     table = Table("claim", "what", "expected", "measured", "95 % interval", "verdict", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     table.columns[3].justify = "right"
     for finding in findings:
         measured = finding.measured

@@ -77,7 +77,7 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 def test_commands_in_the_pages_are_understood(emu):
     commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top)(?!:)\b", line)}  # fmt: skip
+                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top|claims)(?!:)\b", line)}  # fmt: skip
     assert commands
     for command in commands:
         # A wrong option would be complained about before the missing file is.
@@ -93,6 +93,8 @@ def test_commands_in_the_pages_are_understood(emu):
             arguments += ["--schedule", "nowhere.toml"]
         if arguments[0] in ("report", "export"):
             arguments[1] = "nowhere.toml"
+        if arguments[0] == "claims":
+            arguments += ["--set", "nowhere.toml"]
         if "--calibrate" in arguments:
             arguments += ["--out", "nowhere.toml/costs.toml"]
         _, _, err = emu(*arguments)
