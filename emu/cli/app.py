@@ -23,6 +23,7 @@ from emu.cli.logs import logs
 from emu.cli.replay import replay
 from emu.cli.report import report
 from emu.cli.run import run
+from emu.cli.scaling import scaling
 from emu.cli.set import set_
 from emu.cli.stress import stress
 from emu.cli.top import top
@@ -77,6 +78,7 @@ app.command(
     top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
 )
 app.command(claims, usage="Usage: emu claims [OPTIONS]", help_epilogue="Example: emu claims --only C2 --only C4")
+app.command(scaling, usage="Usage: emu scaling [OPTIONS]", help_epilogue="Example: emu scaling --preset lpar --most 64")
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 
 

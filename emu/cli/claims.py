@@ -132,4 +132,5 @@ def _print(chosen: Sequence[Claim], found: Sequence[Finding], engine: str, *, as
 
     from emu.report.claims import print_claims
 
-    print_claims(Console(highlight=False), {claim.id: claim.statement for claim in chosen}, found)
+    said = {claim.id: f"{claim.statement} ({claim.source}). Read: {claim.reading}" for claim in chosen}
+    print_claims(Console(highlight=False), said, found)

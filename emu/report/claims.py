@@ -21,7 +21,7 @@ def print_claims(console: Console, statements: Mapping[str, str], findings: Sequ
 
     Args:
         console: where to.
-        statements: what was published, by claim.
+        statements: what was published, and how it is read, by claim.
         findings: in the order of the claims.
     """
     # A terminal that is narrower wraps lines, but the numbers are all there.
@@ -36,11 +36,14 @@ def print_claims(console: Console, statements: Mapping[str, str], findings: Sequ
                     f"{point['measured']:.1f} k here ({100 * (ratio - 1):+.0f} %)"
                 )
             )
-    for claim in dict.fromkeys(finding.claim for finding in findings):
-        console.print()
-        console.print(plain(f"{claim}: {statements[claim]}."))
-        for finding in findings:
-            if finding.claim == claim:
+    for claim, said in statements.items():
+        own = [finding for finding in findings if finding.claim == claim]
+        if own:
+            console.print()
+            console.print(plain(f"{claim}: {said}."))
+        for finding in own:
+            # Where an interval is in its range, the table has said it all.
+            if finding.verdict != HOLDS or finding.details.get("points"):
                 style = _STYLES[finding.verdict]
                 console.print(f"  [{style}]{finding.verdict}[/{style}]: {plain(finding.name)}: {plain(finding.why)}.")
 
