@@ -11,7 +11,8 @@ from emu.experiment import run_machine
 from emu.workload.build import build_workload
 
 _FEWEST_PAIRS, _PAIRS_OF_A_CPU = 100_000, 2000
-"""Of a run: some rings of the single queue, and some of each CPU's, so that caches that are cold at first count for little."""
+"""Of a run: some rings of the single queue, and some of each CPU's, so that caches which are cold at first count for
+little."""
 
 
 class DeathError(Exception):
