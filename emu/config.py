@@ -218,6 +218,11 @@ class WorkloadConfig(_Section):
         description="nvme: share of each block size in KiB",
     )
     completion: Literal["same", "other"] = Field("same", description="nvme: CPU on which a request completes")
+    think_ns: Nanoseconds = Field(
+        0,
+        description="nvme: what else a request takes of its CPU, between a completion and the next map, on average; "
+        "exponentially distributed",
+    )
     ring: int = Field(256, ge=1, le=65_536, description="nic: receive buffers of each CPU")
     batch: int = Field(32, ge=1, le=4096, description="nic: buffers refilled and unmapped together")
     dmbs: int = Field(64, ge=1, le=MAX_DMBS, description="ism: registered buffers of each CPU")

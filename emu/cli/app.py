@@ -14,6 +14,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
+from emu.cli.claims import claims
 from emu.cli.doctor import doctor
 from emu.cli.explore import explore
 from emu.cli.export import export
@@ -22,6 +23,7 @@ from emu.cli.logs import logs
 from emu.cli.replay import replay
 from emu.cli.report import report
 from emu.cli.run import run
+from emu.cli.scaling import scaling
 from emu.cli.set import set_
 from emu.cli.stress import stress
 from emu.cli.top import top
@@ -75,6 +77,8 @@ app.command(
 app.command(
     top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
 )
+app.command(claims, usage="Usage: emu claims [OPTIONS]", help_epilogue="Example: emu claims --only C2 --only C4")
+app.command(scaling, usage="Usage: emu scaling [OPTIONS]", help_epilogue="Example: emu scaling --preset lpar --most 64")
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 
 

@@ -18,6 +18,10 @@ yet done, one at the earliest place can thus run, whatever the others wait for; 
 place, they leave nobody waiting. With a depth of 2 or more, what an operation needs is even a whole step earlier, so
 some CPUs may do one pair more than others. The loop is a multiple of `depth` steps long, so a repetition finds every
 slot as the first one did.
+
+With `think_ns` every request of the loop takes its CPU some time beyond its map and unmap, as block layer, driver and
+interrupt do: then throughput is bounded by that too, and CPUs do not march in step. It waits for nobody, so all of the
+above holds with it.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emu.config import Config
-from emu.workload.program import OP_MAP, OP_UNMAP, Program, Workload, op_t
+from emu.workload.program import OP_MAP, OP_UNMAP, OP_WAIT, Program, Workload, op_t
 
 PAGE_KB = 4
 
@@ -45,7 +49,7 @@ def nvme_workload(config: Config, pairs: int) -> Workload:
     """Build the load of `queue_depth` block requests under way on each CPU.
 
     Args:
-        config: the run; `block_kb`, `queue_depth` and `completion` of its workload count.
+        config: the run; `block_kb`, `queue_depth`, `completion` and `think_ns` of its workload count.
         pairs: about how many map+unmap pairs the loop of each CPU should have. It has at least `queue_depth`.
     """
     load, cpus = config.workload, config.machine.cpus
@@ -61,7 +65,7 @@ def nvme_workload(config: Config, pairs: int) -> Workload:
             program = _completed_on_next_cpu(mix, rng, depth, rounds, cpu=cpu, cpus=cpus)
         else:
             program = _completed_here(mix, rng, depth, rounds, cpu)
-        workload.programs.append(program)
+        workload.programs.append(_with_thinking(program, load.think_ns, rng) if load.think_ns else program)
     if completes_elsewhere:
         under_way = depth - _lag(depth)
         workload.notes.append(
@@ -100,6 +104,17 @@ def _completed_on_next_cpu(
     completions["code"] = OP_UNMAP
     completions["slot"] = (cpu - 1) % cpus * depth + steps % depth
     return Program(ops, loop_start=prologue)
+
+
+def _with_thinking(program: Program, think_ns: float, rng: np.random.Generator) -> Program:
+    maps = program.loop_start + np.flatnonzero(program.ops["code"][program.loop_start :] == OP_MAP)
+    waits = np.zeros(len(maps), op_t)
+    waits["code"] = OP_WAIT
+    # Evenly spaced quantiles, shuffled: every CPU has the same mean, whatever the seed.
+    quantiles = (np.arange(len(maps)) + 0.5) / len(maps)
+    drawn = -np.log1p(-quantiles)
+    waits["arg"] = np.rint(rng.permutation(drawn) * (think_ns / drawn.mean()))
+    return Program(np.insert(program.ops, maps, waits), program.loop_start)
 
 
 def _lag(depth: int) -> int:

@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("explore", "mutants", "stress", "fault"),
+        *("claims", "scaling", "explore", "mutants", "stress", "fault"),
     },
+    "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},
 }
 """The table in docs/how-it-works.md."""
@@ -75,8 +76,9 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 
 def test_commands_in_the_pages_are_understood(emu):
-    commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top)(?!:)\b", line)}  # fmt: skip
+    known = re.compile(r"emu (run|replay|set|doctor|explore|logs|report|export|top|claims|scaling)(?!:)\b")
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    commands = {line.split("#")[0].split(">")[0].strip() for line in lines if known.match(line)}
     assert commands
     for command in commands:
         # A wrong option would be complained about before the missing file is.
@@ -92,6 +94,8 @@ def test_commands_in_the_pages_are_understood(emu):
             arguments += ["--schedule", "nowhere.toml"]
         if arguments[0] in ("report", "export"):
             arguments[1] = "nowhere.toml"
+        if arguments[0] in ("claims", "scaling"):
+            arguments += ["--set", "nowhere.toml"]
         if "--calibrate" in arguments:
             arguments += ["--out", "nowhere.toml/costs.toml"]
         _, _, err = emu(*arguments)

@@ -474,3 +474,17 @@ def test_what_does_not_fit_into_memory_is_refused_in_one_line(options):
     with pytest.raises(ConfigError, match="fewer CPUs") as error:
         build_workload(config(cpus=4096, **options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("completion", ["same", "other"])
+def test_nvme_requests_take_their_cpu_as_long_as_said(completion):
+    plain = nvme_workload(config(queue_depth=8, completion=completion), pairs=512)
+    thinking = nvme_workload(config(queue_depth=8, completion=completion, think_ns=700.0), pairs=512)
+    for without, program in zip(plain.programs, thinking.programs, strict=True):
+        loop = loop_of(program)
+        waits = loop[loop["code"] == OP_WAIT]
+        assert len(waits) == len(maps_of(loop))
+        assert waits["arg"].mean() == pytest.approx(700, rel=0.01)
+        assert waits["arg"].std() == pytest.approx(700, rel=0.1)
+        assert (loop["code"][np.flatnonzero(loop["code"] == OP_WAIT) + 1] == OP_MAP).all()
+        assert np.array_equal(program.ops[program.ops["code"] != OP_WAIT], without.ops)
