@@ -14,6 +14,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
+from emu.cli.compare import compare
 from emu.cli.doctor import doctor
 from emu.cli.explore import explore
 from emu.cli.export import export
@@ -41,6 +42,11 @@ app = App(
 )
 app.command(
     run, usage="Usage: emu run [MACHINE.toml] [OPTIONS]", help_epilogue="Example: emu run --preset lpar --cpus 2"
+)
+app.command(
+    compare,
+    usage="Usage: emu compare [MACHINE.toml…] [OPTIONS]",
+    help_epilogue="Example: emu compare --engine sim --domain DMA --domain DMA-FQ --ops 4000",
 )
 app.command(
     replay,
