@@ -140,6 +140,8 @@ def _statement(one: Judged, base: str) -> str:
         return f"{one.name}: no ratio to {base}, as one of them is 0 in a round"
     if not found.low:
         return f"{one.name}: {found.rounds} rounds are too few to tell it from {base}"
+    if found.low == found.high == 1:
+        return f"{one.name}: the same as {base} in every round"
     if not found.is_found:
         return f"{one.name}: no difference from {base} found; if there is one it is below {_percent(found.largest)}"
     low, high = found.low, found.high
@@ -181,5 +183,5 @@ def _moved(found: Drift) -> str:
 
 
 def _percent(part: float) -> str:
-    """To two digits or more, never 0 but for 0: 0.0012 is 0.12 %."""
-    return f"{part * 100:.2g} %" if part < 0.995 else f"{part * 100:.0f} %"
+    """To two digits, or one after the point: 0.0012 is 0.12 %."""
+    return f"{part * 100:.2g} %" if part < 0.0995 else f"{part * 100:.1f} %"

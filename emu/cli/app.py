@@ -14,6 +14,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
+from emu.cli.bench import bench
 from emu.cli.compare import compare
 from emu.cli.doctor import doctor
 from emu.cli.explore import explore
@@ -47,6 +48,9 @@ app.command(
     compare,
     usage="Usage: emu compare [MACHINE.toml…] [OPTIONS]",
     help_epilogue="Example: emu compare --engine sim --domain DMA --domain DMA-FQ --ops 4000",
+)
+app.command(
+    bench, usage="Usage: emu bench [OPTIONS]", help_epilogue="Example: emu bench -t 2 -s 1 --domain DMA-SQ --engine sim"
 )
 app.command(
     replay,
