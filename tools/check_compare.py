@@ -1,15 +1,15 @@
 """Whether `emu compare` errs as rarely as it says: equals that it calls different, differences that it does not see.
 
-On the engine sim, whose loads are drawn from a seed. So that equals do not measure the same, the candidates of a trial draw
-from seeds of their own: their numbers jitter independently, as those of two runs on a computer do.
+On the engine sim, whose loads are drawn from a seed. So that equals do not measure the same, the candidates of a trial
+draw from seeds of their own: their numbers jitter independently, as those of two runs on a computer do.
 
     equal    one machine beside itself
     planted  one machine beside one whose every cost, and so every run, takes 5 % longer
 
 `--processes` puts machines of real processes beside themselves, on this computer and with whatever else it does.
 
-`--rules` asks the statistics alone, on drawn numbers of several distributions, with thousands of trials, and puts the usual
-intervals beside it.
+`--rules` asks the statistics alone, on drawn numbers of several distributions, with thousands of trials, and puts the
+interval of a bootstrap beside it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,15 @@ def trial(machine: dict[str, Any], number: int, factor: float) -> dict[str, Any]
     """Compare one machine with itself, or with a slower one; what is said of the second."""
     config = emu.load_config(engine="sim", cpus=2, seed=number * 2 * _APART, **machine)
     other = emu.load_config(slower(config, factor), seed=(number * 2 + 1) * _APART)
-    return emu.compare(config, other).candidates[1]
+    return _second(config, other)
+
+
+def _second(*machines: emu.Config) -> dict[str, Any]:
+    """What is said of the second of two machines."""
+    found = emu.compare(*machines)
+    if found.exit_code:
+        raise SystemExit(f"check_compare: {'; '.join(found.messages)}")
+    return found.candidates[1]
 
 
 def measured(trials: int) -> bool:
@@ -66,10 +74,12 @@ def measured(trials: int) -> bool:
     begun = time.monotonic()
     settings: dict[str, Any] = {"cpus": 1, "seconds": 0.05, "domain": "DMA-FQ", "set": _SMALL}
     config = emu.load_config(engine="processes", **settings)
-    found = [emu.compare(config, config).candidates[1] for _ in range(trials)]
+    found = [_second(config, config) for _ in range(trials)]
     right = sum(not one["differs"] for one in found)
     jitter = np.median([one["spread"] for one in found])
-    print(f"processes equal no difference in {right} of {trials}; jitter {jitter:.1%}; {time.monotonic() - begun:.0f} s")
+    print(
+        f"processes equal no difference in {right} of {trials}; jitter {jitter:.1%}; {time.monotonic() - begun:.0f} s"
+    )
     return right * 100 >= EQUAL_AT_LEAST * trials
 
 

@@ -1,8 +1,8 @@
-"""Average and standard deviation of how long calls took, from their histogram, exactly and as the kernel's benchmark counts.
+"""Average and standard deviation of how long calls took, from their histogram, also as the kernel's benchmark has them.
 
-`kernel/dma/map_benchmark.c` cuts every latency down to whole units of 100 ns, sums these and their squares, and takes the
-average, the variance and its root in whole numbers. A histogram's values are known to its buckets, which are 3 % wide: a
-bucket stands for as many values in its middle.
+`kernel/dma/map_benchmark.c` cuts every latency down to whole units of 100 ns, sums these and their squares, and takes
+the average, the variance and its root in whole numbers. A histogram's values are known to its buckets, which are 3 %
+wide: a bucket stands for as many values in its middle.
 """
 
 from __future__ import annotations

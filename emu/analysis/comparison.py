@@ -163,7 +163,9 @@ def _warnings(judged: Sequence[Judged], baseline: int) -> list[str]:
                 f"{one.name} {_moved(one.drift)} over the rounds: trust ratios more than the numbers of one machine"
             )
         if one.ratio_drift and one.ratio_drift.is_found and abs(one.ratio_drift.change) >= _SMALL_DRIFT:
-            said.append(f"the ratio of {one.name} to {base} {_moved(one.ratio_drift)} over the rounds: it is no one number")
+            said.append(
+                f"the ratio of {one.name} to {base} {_moved(one.ratio_drift)} over the rounds: it is no one number"
+            )
         if one.values.mean() and spread(one.values) > _LARGE_SPREAD:
             said.append(
                 f"{one.name} is unstable: the standard deviation is {spread(one.values):.0%} of the mean; "

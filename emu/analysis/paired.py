@@ -1,10 +1,11 @@
 """How sure a ratio is between two things that took turns, from the numbers of the same rounds.
 
-What disturbs a machine disturbs neighbours alike, so it is the ratios of each round that are judged. Where the two are the
-same and a draw decided who of a round went first, a ratio is as often above 1 as it is below, by as much: that alone makes
-Wilcoxon's signed-rank test exact, whatever the distribution, outliers and all. The interval is that test turned round (the
-ratios that it would not reject), so that an interval without 1 and a difference that was found are one and the same thing.
-An interval from a bootstrap is too narrow with a dozen rounds; tools/check_compare.py measures both.
+What disturbs a machine disturbs neighbours alike, so it is the ratios of each round that are judged. Where the two are
+the same and a draw decided who of a round went first, a ratio is as often above 1 as it is below, by as much: that
+alone makes Wilcoxon's signed-rank test exact, whatever the distribution, outliers and all. The interval is that test
+turned round (the ratios that it would not reject), so that an interval without 1 and a difference that was found are
+one and the same thing. An interval from a bootstrap is too narrow with a dozen rounds; tools/check_compare.py measures
+both.
 """
 
 from __future__ import annotations

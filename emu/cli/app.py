@@ -45,14 +45,6 @@ app.command(
     run, usage="Usage: emu run [MACHINE.toml] [OPTIONS]", help_epilogue="Example: emu run --preset lpar --cpus 2"
 )
 app.command(
-    compare,
-    usage="Usage: emu compare [MACHINE.toml…] [OPTIONS]",
-    help_epilogue="Example: emu compare --engine sim --domain DMA --domain DMA-FQ --ops 4000",
-)
-app.command(
-    bench, usage="Usage: emu bench [OPTIONS]", help_epilogue="Example: emu bench -t 2 -s 1 --domain DMA-SQ --engine sim"
-)
-app.command(
     replay,
     usage="Usage: emu replay CAPTURE [OPTIONS]",
     help_epilogue="Example: emu replay s390x-lazy-nvme --domain DMA-SQ",
@@ -84,6 +76,14 @@ app.command(
 )
 app.command(
     top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
+)
+app.command(
+    compare,
+    usage="Usage: emu compare [MACHINE.toml…] [OPTIONS]",
+    help_epilogue="Example: emu compare --engine sim --domain DMA --domain DMA-FQ --ops 4000",
+)
+app.command(
+    bench, usage="Usage: emu bench [OPTIONS]", help_epilogue="Example: emu bench -t 2 -s 1 --domain DMA-SQ --engine sim"
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 

@@ -1,7 +1,7 @@
 """`emu bench`: the kernel's dma_map_benchmark, with its options, refusals and output, on an emulated machine.
 
-It follows `tools/dma/dma_map_benchmark.c` (in `tools/testing/selftests/dma` before Linux 7.0) and, where that leaves it to
-the kernel, `kernel/dma/map_benchmark.c`.
+It follows `tools/dma/dma_map_benchmark.c` (once in `tools/testing/selftests/dma`) and, where that leaves it to the
+kernel, `kernel/dma/map_benchmark.c`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def bench(
     *,
     threads: Annotated[int, _option("t", "Threads, 1 to 1024; default 1.")] = 1,
     seconds: Annotated[int, _option("s", "Seconds, 1 to 300; default 20.")] = 20,
-    node: Annotated[int, _option("n", "NUMA node, -1 for any: the emulated machine has none, so no effect.")] = _NO_NODE,
+    node: Annotated[
+        int, _option("n", "NUMA node, -1 for any: the emulated machine has none, so no effect.")
+    ] = _NO_NODE,
     bits: Annotated[int, _option("b", "Address bits that the device can drive, 20 to 64; default 32.")] = 32,
     direction: Annotated[
         int, _option("d", "Direction, 0 both, 1 to the device, 2 from it: caches are not emulated, so no effect.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emu.cli.failure import Failure
-from emu.cli.options import configured
+from emu.cli.options import check_timeline, configured
 from emu.config import Config
 from emu.rounds import Candidate
 
@@ -81,6 +81,7 @@ def candidates_of(
             here = dict(zip(varied, values, strict=True))
             over = {place: (f"--vary {'.'.join(place)}={_shown(value)}", value) for place, value in here.items()}
             config = configured(machine, {**typed, **over}, costs_file=costs)
+            check_timeline(config)
             said = [f"{'.'.join(place)}={_shown(value)}" for place, value in here.items()]
             found += [([name, domain, *said], Candidate("", config, domain)) for domain in config.domain.types]
     if len(found) < 2:

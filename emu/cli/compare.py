@@ -61,7 +61,8 @@ def compare(
         ),
     ] = None,
     metric: Annotated[
-        str, Parameter(help="What is compared: pairs, map-p50, map-p99, unmap-p50, unmap-p99 or exposure; default pairs.")
+        str,
+        Parameter(help="What is compared: pairs, map-p50, map-p99, unmap-p50, unmap-p99 or exposure; default pairs."),
     ] = "pairs",
     out: Annotated[
         Path | None, Parameter(metavar="FOLDER", help="New or empty folder for every run and what they say.")

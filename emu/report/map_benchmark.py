@@ -9,18 +9,23 @@ DIRECTIONS = ("BIDIRECTIONAL", "TO_DEVICE", "FROM_DEVICE")
 
 
 def benchmark_lines(
-    mode: int, threads: int, seconds: int, node: int, direction: int, granule: int, calls: tuple[CallLatency, CallLatency]
+    mode: int,
+    threads: int,
+    seconds: int,
+    node: int,
+    direction: int,
+    granule: int,
+    calls: tuple[CallLatency, CallLatency],
 ) -> list[str]:
     """What the tool prints, a line each; `calls` are those of map and of unmap."""
     mapped, unmapped = calls
+    load = f"threads:{threads} seconds:{seconds} node:{node} dir:{DIRECTIONS[direction]} granule:{granule}"
     return [
-        f"dma mapping benchmark({MODES[mode]}): threads:{threads} seconds:{seconds} node:{node} "
-        f"dir:{DIRECTIONS[direction]} granule:{granule}",
-        f"average map latency(us):{_micro(mapped.average_100ns)} standard deviation:{_micro(mapped.deviation_100ns)}",
-        f"average unmap latency(us):{_micro(unmapped.average_100ns)} "
-        f"standard deviation:{_micro(unmapped.deviation_100ns)}",
+        f"dma mapping benchmark({MODES[mode]}): {load}",
+        f"average map latency(us):{_micro(mapped)}",
+        f"average unmap latency(us):{_micro(unmapped)}",
     ]
 
 
-def _micro(units: int) -> str:
-    return f"{units / 10:.1f}"
+def _micro(call: CallLatency) -> str:
+    return f"{call.average_100ns / 10:.1f} standard deviation:{call.deviation_100ns / 10:.1f}"

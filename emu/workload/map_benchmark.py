@@ -38,7 +38,7 @@ def map_benchmark_workload(config: Config, _pairs: int) -> Workload:
 
 
 def in_single_pages(workload: Workload) -> Workload:
-    """The same load as `dma_map_benchmark -m 1` has it: every mapping is a list of `granule` segments of a page each."""
+    """The same load as `dma_map_benchmark -m 1` has it: each mapping is a list of `granule` segments of a page."""
     for program in workload.programs:
         program.ops["nents"][0] = workload.max_pages
     return replace(workload, segments=np.ones(workload.max_pages, np.int32))
