@@ -238,10 +238,16 @@ class _Log:
 def _write(folder: Path, candidates: Sequence[Candidate], summary: dict[str, Any] | None) -> None:
     for number, candidate in enumerate(candidates, 1):
         with _renamed(folder / f"candidate-{number}.toml") as path:
-            path.write_text(f"# {json.dumps(candidate.name)}\n{candidate.config.to_toml()}", encoding="utf-8")
+            path.write_text(f"# {json.dumps(candidate.name)}\n{_alone(candidate).to_toml()}", encoding="utf-8")
     if summary is not None:
         with _renamed(folder / SUMMARY) as path:
             path.write_text(as_json(summary), encoding="utf-8")
+
+
+def _alone(candidate: Candidate) -> Config:
+    """A candidate's description, without the other domains that it came with."""
+    domain = candidate.config.domain.model_copy(update={"types": [candidate.domain]})
+    return candidate.config.model_copy(update={"domain": domain})
 
 
 @contextmanager

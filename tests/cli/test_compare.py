@@ -32,7 +32,8 @@ def test_a_scheme_does_not_differ_from_itself(emu):
     assert said["ratio"] != 1
     assert said["differs"] is False
     assert re.fullmatch(
-        r"machine.seed=1001: no difference from machine.seed=1 found; if there is one it is below [\d.]+ %", said["says"]
+        r"machine.seed=1001: no difference from machine.seed=1 found; if there is one it is below [\d.]+ %",
+        said["says"],
     )
 
 
@@ -101,9 +102,8 @@ def test_what_was_measured_is_kept(emu, tmp_path):
     assert json.loads((out / "comparison.json").read_text()) == said
     lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert len(lines) == 16
-    assert package.run(package.load_config(out / "candidate-1.toml"), seed=2, domain="DMA").runs[0]["pairs_per_s"] in [
-        line["pairs"] for line in lines if (line["round"], line["candidate"]) == (1, "DMA")
-    ]
+    (pairs,) = [line["pairs"] for line in lines if (line["round"], line["candidate"]) == (1, "DMA")]
+    assert package.run(out / "candidate-1.toml", seed=2).runs[0]["pairs_per_s"] == pairs
 
 
 def test_python_finds_the_same(emu):
@@ -150,8 +150,6 @@ def test_what_cannot_be_compared_is_refused_in_a_line(emu, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").write_text("")
     code, out, err = emu("compare", *arguments)
-    if "seed" in " ".join(arguments):
-        assert "100 candidates" in err
     assert (code, out) == (2, "")
     assert err.startswith("emu compare: ")
     assert said in err
