@@ -127,8 +127,9 @@ def _candidate(one: Judged, is_baseline: bool, base: str) -> dict[str, Any]:
         "middle_half": [low, high],
         "spread": spread(one.values) if one.values.mean() else 0.0,
         "ratio": found.ratio if found else None,
-        "low": found.low if found else None,
-        "high": found.high if found else None,
+        # Too few rounds have no interval, and JSON no infinity.
+        "low": found.low if found and found.low else None,
+        "high": found.high if found and found.low else None,
         "differs": found.is_found if found else None,
         "says": None if is_baseline else _statement(one, base),
     }

@@ -56,8 +56,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _interval(one: dict[str, Any]) -> str:
-    # JSON has no infinity: an interval without an end is none.
-    if not one["low"] or one["high"] is None:
+    if one["low"] is None:
         return NOTHING
     return f"{_ratio(one['low'])} to {_ratio(one['high'])}"
 
@@ -67,6 +66,8 @@ def _verdict(found: dict[str, Any], one: dict[str, Any]) -> str:
         return "baseline"
     if one["differs"] is None:
         return "no ratio"
+    if one["low"] is None:
+        return "too few rounds"
     if not one["differs"]:
         return "no difference found"
     return "higher" if one["ratio"] > 1 else "lower"
