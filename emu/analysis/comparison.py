@@ -169,7 +169,7 @@ def _warnings(judged: Sequence[Judged], baseline: int) -> list[str]:
             )
         if one.values.mean() and spread(one.values) > _LARGE_SPREAD:
             said.append(
-                f"{one.name} is unstable: the standard deviation is {spread(one.values):.0%} of the mean; "
+                f"{one.name} is unstable: the standard deviation is {_percent(spread(one.values))} of the mean; "
                 "longer runs help, or a quieter computer"
             )
     return said

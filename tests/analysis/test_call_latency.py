@@ -64,5 +64,6 @@ def test_a_real_run_agrees_with_its_recorded_calls():
         took_ns = calls[calls["op"] == name]["took_ns"]
         found = call_latency(run["histograms"][name], run["clock"]["tick_ns"])
         assert found.calls == len(took_ns)
-        assert found.average_ns == pytest.approx(took_ns.mean(), rel=0.01)
-        assert found.deviation_ns == pytest.approx(took_ns.std(), rel=0.01)
+        # Flushes that all take the same fill one bucket, and that is off by half its width at most.
+        assert found.average_ns == pytest.approx(took_ns.mean(), rel=1 / 64)
+        assert found.deviation_ns == pytest.approx(took_ns.std(), rel=1 / 60)
