@@ -74,13 +74,16 @@ def measured(trials: int) -> bool:
     begun = time.monotonic()
     settings: dict[str, Any] = {"cpus": 1, "seconds": 0.05, "domain": "DMA-FQ", "set": _SMALL}
     config = emu.load_config(engine="processes", **settings)
-    found = [_second(config, config) for _ in range(trials)]
+    # On a busy computer a machine may not end in time, which is told and ends that comparison.
+    compared = [emu.compare(config, config) for _ in range(trials)]
+    found = [one.candidates[1] for one in compared if not one.exit_code]
+    if not found:
+        raise SystemExit(f"check_compare: no comparison came to its end; {'; '.join(compared[0].messages)}")
     right = sum(not one["differs"] for one in found)
     jitter = np.median([one["spread"] for one in found])
-    print(
-        f"processes equal no difference in {right} of {trials}; jitter {jitter:.1%}; {time.monotonic() - begun:.0f} s"
-    )
-    return right * 100 >= EQUAL_AT_LEAST * trials
+    took_s = time.monotonic() - begun
+    print(f"processes equal no difference in {right} of {len(found)}; jitter {jitter:.1%}; {took_s:.0f} s")
+    return right * 100 >= EQUAL_AT_LEAST * len(found)
 
 
 def simulated(trials: int) -> bool:
