@@ -1,6 +1,6 @@
 """A concurrent userland laboratory for the flush queues of Linux's IOMMU layer.
 
-From Python: `emu.run`, `emu.replay`, `emu.load`, see docs/api.md.
+From Python: `emu.run`, `emu.replay`, `emu.compare`, `emu.load`, see docs/api.md.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emu.api import (
+        Comparison,
         Config,
         ConfigError,
         ExportError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         QueryError,
         Result,
         RunDataError,
+        compare,
         load,
         load_config,
         questions,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Comparison",
     "Config",
     "ConfigError",
     "ExportError",
@@ -37,6 +40,7 @@ __all__ = [
     "QueryError",
     "Result",
     "RunDataError",
+    "compare",
     "load",
     "load_config",
     "questions",

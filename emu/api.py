@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from emu.cli.replay import Recorded
+    from emu.comparison import Compared
 
 __all__ = [
+    "Comparison",
     "Config",
     "ConfigError",
     "ExportError",
@@ -42,6 +44,7 @@ __all__ = [
     "QueryError",
     "Result",
     "RunDataError",
+    "compare",
     "load",
     "load_config",
     "questions",
@@ -250,6 +253,47 @@ class Result:
             return frame(table, named([self._data]))
 
 
+class Comparison:
+    """How machines differ that took turns, and how sure that is.
+
+    Attributes:
+        summary: comparison.json, see docs/compare.md; its `candidates` have ratios, intervals and a sentence each.
+        exit_code: what the command would have ended with.
+        messages: what the command would have said on stderr, a line each.
+    """
+
+    def __init__(self, found: Compared, exit_code: int, messages: Iterable[str]) -> None:
+        self.summary: dict[str, Any] = found.summary or {}
+        self.exit_code = exit_code
+        self.messages = list(messages)
+        self._rows = found.rows
+
+    def __repr__(self) -> str:
+        """What is said of each candidate."""
+        said = "; ".join(one["says"] for one in self.candidates if one["says"])
+        return f"<emu.Comparison: {said or 'no round is complete'}>"
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """One for each candidate, in order: `candidates` in comparison.json."""
+        return list(self.summary.get("candidates", ()))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each candidate: `name`, `median`, `spread`, `ratio`, `low`, `high`, `differs`, `says`."""
+        return self._frame(self.candidates)
+
+    def rounds(self) -> pd.DataFrame:
+        """A row for each run of a complete round: `round`, `place`, `candidate`, `seed`, and every metric."""
+        return self._frame(self._rows)
+
+    @staticmethod
+    def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+        with _with_extra():
+            import pandas as pd  # noqa: PLC0415 - an extra
+
+            return pd.DataFrame(rows)
+
+
 def load_config(machine: str | Path | Config | None = None, /, **settings: Unpack[Settings]) -> Config:
     """The description of a run: that of a machine file, or another description, changed by settings.
 
@@ -335,6 +379,55 @@ def replay(
         else:
             replay_recorded(session, recorded, speed)
     return keeper.result(session)
+
+
+def compare(
+    *machines: str | Path | Config,
+    baseline: str | None = None,
+    repeat: int | None = None,
+    until: float | None = None,
+    metric: str = "pairs",
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **settings: Unpack[Settings],
+) -> Comparison:
+    """Run schemes or machines in turn, many times, and judge the ratios of the same rounds (docs/compare.md).
+
+    Args:
+        machines: TOML files or descriptions; with each domain of theirs a candidate. None for the defaults.
+        baseline: name of the candidate that the others are compared with; the first by default.
+        repeat: rounds, 12 by default; with `until` rounds at most, 96 by default.
+        until: percent to which every ratio is to be known.
+        metric: what is compared, as for `emu compare`.
+        vary: values of the description, by key, as in `{"domain.fq_size": [256, 1024]}`: every combination is one.
+        out: new or empty folder for every run and what they say.
+        progress: show bars, on a terminal.
+        settings: as the options of `emu compare`.
+
+    Raises:
+        ConfigError: a setting or a description is wrong, there are not two candidates, or `out` cannot be used.
+        MachineError: a machine cannot be made.
+        KeyboardInterrupt: the user stopped it; in `out` are the rounds until then.
+    """
+    from emu.cli.candidates import candidates_of  # noqa: PLC0415 - heavy
+    from emu.cli.compare import answered, complaints, exit_code, make_empty, question_of  # noqa: PLC0415 - the same
+
+    bases = [Path(machine) if isinstance(machine, str) else machine for machine in machines]
+    varied = {key: list(values) for key, values in (vary or {}).items()}
+    folder = None if out is None else Path(out)
+    with _as_config_error():
+        typed = _typed(settings)
+        places = {_place("vary", key): values for key, values in varied.items()}
+        candidates = candidates_of(bases or (None,), typed, places, _costs(settings))
+        asked = question_of(candidates, baseline, repeat, until, metric)
+        make_empty(folder)
+    found = answered(asked, folder, quiet=not progress)
+    if found.error:
+        raise found.error
+    if found.is_interrupted:
+        raise KeyboardInterrupt
+    return Comparison(found, exit_code(found, is_kept=out is not None), complaints(found))
 
 
 def load(folder: str | Path) -> Result:
@@ -438,15 +531,20 @@ def _typed(settings: Settings) -> _Typed:
     if not isinstance(others, Mapping | None):
         raise ConfigError('set: needs values by their keys, as in {"hypervisor.walk_ns": 2.5}')
     for written, value in (others or {}).items():
-        section, dot, key = str(written).partition(".")
-        if not (dot and key):
-            raise ConfigError(f"set: {written}: needs the form section.key, as in hypervisor.walk_ns")
+        section, key = _place("set", written)
         if (section, key) in typed:
             raise ConfigError(f"{typed[section, key][0]} and set both give {section}.{key}; give one")
         typed[section, key] = (f"set: {written}", value)
     if ("machine", "ops") in typed and ("machine", "seconds") in typed:
         raise ConfigError("ops and seconds contradict each other; give one")
     return typed
+
+
+def _place(setting: str, written: str) -> tuple[str, str]:
+    section, dot, key = str(written).partition(".")
+    if not (dot and key):
+        raise ConfigError(f"{setting}: {written}: needs the form section.key, as in hypervisor.walk_ns")
+    return section, key
 
 
 def _value(name: str, value: Any) -> Any:

@@ -14,7 +14,9 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from emu.analysis.environment import emu_version
+from emu.cli.bench import bench
 from emu.cli.claims import claims
+from emu.cli.compare import compare
 from emu.cli.doctor import doctor
 from emu.cli.explore import explore
 from emu.cli.export import export
@@ -79,6 +81,14 @@ app.command(
 )
 app.command(claims, usage="Usage: emu claims [OPTIONS]", help_epilogue="Example: emu claims --only C2 --only C4")
 app.command(scaling, usage="Usage: emu scaling [OPTIONS]", help_epilogue="Example: emu scaling --preset lpar --most 64")
+app.command(
+    compare,
+    usage="Usage: emu compare [MACHINE.toml…] [OPTIONS]",
+    help_epilogue="Example: emu compare --engine sim --domain DMA --domain DMA-FQ --ops 4000",
+)
+app.command(
+    bench, usage="Usage: emu bench [OPTIONS]", help_epilogue="Example: emu bench -t 2 -s 1 --domain DMA-SQ --engine sim"
+)
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 
 

@@ -305,6 +305,20 @@ def configured(
     return config
 
 
+def check_timeline(config: Config) -> None:
+    """See that the load goes on for as long as something is to be done to the machine.
+
+    Raises:
+        Failure: it ends before.
+    """
+    last = max((action.at_s for action in config.machine.timeline), default=0.0)
+    if last >= config.machine.seconds and config.machine.ops is None:
+        raise Failure(
+            f"the timeline goes on to {last:g} s, but the load ends after {config.machine.seconds:g} s; "
+            "give more --seconds"
+        )
+
+
 def _resolved(
     machine_file: Path | Config | None,
     typed: dict[tuple[str, str], tuple[str, Any]],

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from emu.cli.failure import Failure
-from emu.cli.options import MachineOptions, OutputOptions, configured, overrides_of, whole_number
+from emu.cli.options import MachineOptions, OutputOptions, check_timeline, configured, overrides_of, whole_number
 
 _MACHINE = MachineOptions()
 _OUTPUT = OutputOptions()
@@ -35,12 +34,7 @@ def run(
     """
     typed = overrides_of(machine, workload=workload, seconds=seconds, ops=ops, seed=seed)
     config = configured(machine_file, typed, costs_file=machine.costs)
-    last = max((action.at_s for action in config.machine.timeline), default=0.0)
-    if last >= config.machine.seconds and config.machine.ops is None:
-        raise Failure(
-            f"the timeline goes on to {last:g} s, but the load ends after {config.machine.seconds:g} s; "
-            "give more --seconds"
-        )
+    check_timeline(config)
 
     from emu.cli.session import Session
     from emu.workload.build import build_workload

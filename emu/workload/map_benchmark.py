@@ -6,6 +6,8 @@ than one mapping of it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from emu.config import Config
@@ -33,3 +35,10 @@ def map_benchmark_workload(config: Config, _pairs: int) -> Workload:
         ops["arg"][1:-1] = held_ns
         programs.append(Program(ops, loop_start=0))
     return Workload("map_benchmark", programs, slots=config.machine.cpus * _SLOTS_APART, max_pages=load.granule)
+
+
+def in_single_pages(workload: Workload) -> Workload:
+    """The same load as `dma_map_benchmark -m 1` has it: each mapping is a list of `granule` segments of a page."""
+    for program in workload.programs:
+        program.ops["nents"][0] = workload.max_pages
+    return replace(workload, segments=np.ones(workload.max_pages, np.int32))

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("claims", "scaling", "explore", "mutants", "stress", "fault"),
+        *("claims", "scaling", "explore", "mutants", "stress", "fault", "rounds", "comparison"),
     },
     "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},
@@ -76,7 +76,9 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 
 def test_commands_in_the_pages_are_understood(emu):
-    known = re.compile(r"emu (run|replay|set|doctor|explore|logs|report|export|top|claims|scaling)(?!:)\b")
+    known = re.compile(
+        r"emu (run|replay|set|doctor|explore|logs|report|export|top|claims|scaling|compare|bench)(?!:)\b"
+    )
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
     commands = {line.split("#")[0].split(">")[0].strip() for line in lines if known.match(line)}
     assert commands
@@ -84,6 +86,10 @@ def test_commands_in_the_pages_are_understood(emu):
         # A wrong option would be complained about before the missing file is.
         arguments = ["nowhere.toml" if word.endswith(".toml") else word for word in shlex.split(command)[1:]]
         arguments = ["nowhere.trace" if word in shipped_captures() else word for word in arguments]
+        if arguments[0] == "compare" and "nowhere.toml" not in arguments:
+            arguments.append("nowhere.toml")
+        if arguments[0] == "bench":
+            arguments += ["--set", "machine.hz=nowhere.toml"]
         if arguments[0] == "run" and "nowhere.toml" not in arguments:
             arguments.append("nowhere.toml")
         if arguments[0] == "logs":
