@@ -24,6 +24,7 @@ from emu.cli.report import report
 from emu.cli.run import run
 from emu.cli.set import set_
 from emu.cli.stress import stress
+from emu.cli.sweep import sweep
 from emu.cli.top import top
 from emu.report.plain import one_line
 
@@ -54,6 +55,11 @@ app.command(
     help_epilogue="Example: emu set type DMA-FQ",
 )
 app.command(stress, usage="Usage: emu stress [OPTIONS]", help_epilogue="Example: emu stress --minutes 10 --seed 1")
+app.command(
+    sweep,
+    usage="Usage: emu sweep EXPERIMENT.toml|FOLDER [OPTIONS]",
+    help_epilogue="Example: emu sweep tools/examples/queue_size.toml && emu sweep --recommend emu-sweeps/queue_size",
+)
 app.command(
     explore, usage="Usage: emu explore [OPTIONS]", help_epilogue="Example: emu explore --domain DMA-SQ --with-timer 1"
 )
