@@ -11,6 +11,7 @@ which is killed while it works. Exit code 1 when anything is not as it must be.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import psutil
@@ -103,42 +105,53 @@ def storm(experiment: Path, folder: Path, cells: int, kills: int, seed: int) -> 
     """Run a sweep that is killed so often, and then to its end."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     found = Storm()
-    moments = sorted(chance.sample(range(cells), kills))
-    for moment in moments:
+    written: dict[int, int] = {}
+    for moment in sorted(chance.sample(range(cells), kills)):
+        lines = len(_log(folder))
         sweep = start(experiment, folder)
-        group = [psutil.Process(sweep.pid)]
-        until = time.monotonic() + _LONGEST_S
-        while sweep.poll() is None and len(cell_numbers(folder)) < moment and time.monotonic() < until:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, _LATER_S))
-        if sweep.poll() is not None:
-            found.problems.append(f"it ended before it was killed at cell {moment}")
-        group += group[0].children(recursive=True) if group[0].is_running() else []
-        os.killpg(sweep.pid, signal.SIGKILL)
-        sweep.communicate()
-        _, left = psutil.wait_procs(group, timeout=5)
-        found.problems += [f"process {process.pid} is left" for process in left]
-        found.done_at_kills.append(len(cell_numbers(folder)))
+        found.problems += _kill(sweep, folder, moment, chance.uniform(0, _LATER_S))
+        found.problems += _repetitions(folder, written, lines)
         written = _written(folder)
-        _note_repetitions(folder, found)
-        if _written(folder) != written:
-            found.problems.append("cells were written although the sweep was dead")
-    before = _written(folder)
+        found.done_at_kills.append(len(written))
+    lines = len(_log(folder))
     found.problems += finish(start(experiment, folder))
-    after = _written(folder)
-    found.problems += [
-        f"the file of cell {cell} was written again" for cell in before if after.get(cell) != before[cell]
-    ]
-    _note_repetitions(folder, found)
-    if sorted(after) != list(range(cells)):
-        found.problems.append(f"{len(after)} of {cells} cells are there")
-    found.begun_again = sum(count - 1 for count in _begun(folder).values())
+    found.problems += _repetitions(folder, written, lines)
+    if cell_numbers(folder) != list(range(cells)):
+        found.problems.append(f"{len(cell_numbers(folder))} of {cells} cells are there")
+    begun = collections.Counter(entry["cell"] for entry in _log(folder) if entry["event"] == "cell_started")
+    found.begun_again = begun.total() - len(begun)
     found.problems += [f"{left.name} is left" for left in (folder / "cells").glob(".*")]
     return found
 
 
+def _kill(sweep: subprocess.Popen[str], folder: Path, moment: int, later_s: float) -> list[str]:
+    """Kill all of a sweep's processes, a while after so many cells are done; what is wrong then."""
+    until = time.monotonic() + _LONGEST_S
+    while sweep.poll() is None and len(cell_numbers(folder)) < moment and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(later_s)
+    if sweep.poll() is not None:
+        return [f"it ended before it was killed at cell {moment}: {finish(sweep)}"]
+    group = [psutil.Process(sweep.pid), *psutil.Process(sweep.pid).children(recursive=True)]
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    _, left = psutil.wait_procs(group, timeout=5)
+    return [f"process {process.pid} is left" for process in left]
+
+
+def _repetitions(folder: Path, written: dict[int, int], lines: int) -> list[str]:
+    """What a call has done again, although it was done: its files then, and how long the log was."""
+    begun = [entry["cell"] for entry in _log(folder)[lines:] if entry["event"] == "cell_started"]
+    problems = [f"cell {cell} was begun although it was done" for cell in written.keys() & set(begun)]
+    problems += [f"cell {cell} was begun twice" for cell, times in collections.Counter(begun).items() if times > 1]
+    now = _written(folder)
+    return problems + [f"cell {cell} was written again" for cell, at in written.items() if now.get(cell) != at]
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """In what the cells of two sweeps differ, but for where and how long they ran."""
+    if not (cell_numbers(first) and cell_numbers(second)):
+        return ["there are no cells"]
     columns = f"SELECT * EXCLUDE ({', '.join(NOT_REPEATABLE)})"
     with duckdb.connect(":memory:") as database:
         for name, folder in (("a", first), ("b", second)):
@@ -149,9 +162,18 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def processes_of(folder: Path) -> int:
     """How many processes have run cells of a sweep."""
+    return int(_of_cells(folder, "count(DISTINCT pid)"))
+
+
+def _machine_ms(folder: Path) -> float:
+    return float(_of_cells(folder, "median(took_s) * 1e3"))
+
+
+def _of_cells(folder: Path, what: str) -> Any:
+    if not cell_numbers(folder):
+        return 0
     with duckdb.connect(":memory:") as database:
-        ((count,),) = database.execute(f"SELECT count(DISTINCT pid) FROM ({reading(folder)})").fetchall()
-        return int(count)
+        return database.execute(f"SELECT {what} FROM ({reading(folder)})").fetchall()[0][0]  # noqa: S608 - ours
 
 
 def on_cluster(experiment: Path, folder: Path, cells: int, kill_at: int) -> list[str]:
@@ -219,56 +241,36 @@ def _written(folder: Path) -> dict[int, int]:
     return {number: (folder / "cells" / f"{number:06d}.parquet").stat().st_mtime_ns for number in cell_numbers(folder)}
 
 
-def _sessions(folder: Path) -> list[tuple[int, list[int]]]:
-    """For each call: how many cells were done when it began, and which it has begun."""
-    sessions: list[tuple[int, list[int]]] = []
+def _log(folder: Path) -> list[dict[str, Any]]:
     log = folder / "log.jsonl"
-    for line in log.read_text().splitlines() if log.exists() else ():
-        entry = json.loads(line)
-        if entry["event"] == "sweep_started":
-            sessions.append((entry["done"], []))
-        elif entry["event"] == "cell_started":
-            sessions[-1][1].append(entry["cell"])
-    return sessions
-
-
-def _begun(folder: Path) -> dict[int, int]:
-    begun: dict[int, int] = {}
-    for _, cells in _sessions(folder):
-        for cell in cells:
-            begun[cell] = begun.get(cell, 0) + 1
-    return begun
-
-
-def _note_repetitions(folder: Path, found: Storm) -> None:
-    """Cells that a call has begun although they were done, or that it has begun twice itself."""
-    kept: set[int] = set()
-    sessions = _sessions(folder)
-    for number, (done, cells) in enumerate(sessions):
-        if len(set(cells)) < len(cells):
-            found.problems.append(f"call {number} has begun a cell twice")
-        # What was on disk at its start: in order of their numbers is not how cells end, so the set is looked up.
-        again = kept.intersection(cells)
-        if again:
-            found.problems.append(f"call {number} has begun cells that were done: {sorted(again)}")
-        if len(kept) > done:
-            found.problems.append(f"call {number} found {done} cells done, but {len(kept)} were")
-        kept |= _kept_in(folder, number)
-
-
-def _kept_in(folder: Path, session: int) -> set[int]:
-    """Cells that a call says it has kept."""
-    number, kept = -1, set()
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        number += entry["event"] == "sweep_started"
-        if entry["event"] == "cell_kept" and number == session:
-            kept.add(entry["cell"])
-    return kept
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def _segments() -> set[str]:
     return {path.name for path in SHARED_MEMORY.glob("emu-[0-9]*-*")}
+
+
+def _check(folder: Path, chosen: argparse.Namespace) -> list[str]:
+    experiment, whole, killed, spread = (folder / name for name in ("experiment.toml", "whole", "killed", "cluster"))
+    cells = write_experiment(experiment, chosen.repeat)
+    began = time.monotonic()
+    problems = finish(start(experiment, whole))
+    took_s = time.monotonic() - began
+    print(f"undisturbed: {cells} cells in {took_s:.1f} s, which is {took_s / cells * 1e3:.1f} ms a cell,")
+    print(f"  in {processes_of(whole)} processes; the machine of a cell takes {_machine_ms(whole):.1f} ms", flush=True)
+
+    found = storm(experiment, killed, cells, chosen.kills, chosen.seed)
+    wrong = found.problems + differences(whole, killed)
+    problems += [f"killed: {text}" for text in wrong]
+    at = ", ".join(map(str, found.done_at_kills))
+    print(f"killed {chosen.kills} times, with {at} cells done: in the end {len(cell_numbers(killed))} cells,")
+    print(f"  {found.begun_again} begun again that were under way at a kill; {len(wrong)} problems", flush=True)
+
+    wrong = on_cluster(experiment, spread, cells, cells // 3) + differences(whole, spread)
+    problems += [f"cluster: {text}" for text in wrong]
+    print(f"cluster of {WORKERS} workers, one killed at work: in the end {len(cell_numbers(spread))} cells,")
+    print(f"  in {processes_of(spread)} processes; {len(wrong)} problems", flush=True)
+    return problems
 
 
 def main() -> int:
@@ -280,38 +282,7 @@ def main() -> int:
     chosen = parser.parse_args()
     before = _segments()
     with tempfile.TemporaryDirectory(prefix="check-sweep-") as name:
-        folder = Path(name)
-        experiment = folder / "experiment.toml"
-        cells = write_experiment(experiment, chosen.repeat)
-        began = time.monotonic()
-        problems = finish(start(experiment, folder / "undisturbed"))
-        took_s = time.monotonic() - began
-        with duckdb.connect(":memory:") as database:
-            query = f"SELECT median(took_s) * 1e3 FROM ({reading(folder / 'undisturbed')})"
-            ((cell_ms,),) = database.execute(query).fetchall()
-        print(
-            f"undisturbed: {cells} cells in {took_s:.1f} s, {took_s / cells * 1e3:.1f} ms each with all that it takes;"
-        )
-        print(f"  a cell's own time {cell_ms:.1f} ms, in {processes_of(folder / 'undisturbed')} processes", flush=True)
-
-        found = storm(experiment, folder / "killed", cells, chosen.kills, chosen.seed)
-        problems += found.problems + [
-            f"killed: {text}" for text in differences(folder / "undisturbed", folder / "killed")
-        ]
-        at = ", ".join(map(str, found.done_at_kills))
-        print(
-            f"killed {chosen.kills} times, with {at} cells done: {len(cell_numbers(folder / 'killed'))} cells in the end,"
-        )
-        print(
-            f"  {found.begun_again} of them begun again that were under way, {len(found.problems)} problems", flush=True
-        )
-
-        wrong = on_cluster(experiment, folder / "cluster", cells, cells // 3)
-        wrong += differences(folder / "undisturbed", folder / "cluster")
-        problems += [f"cluster: {text}" for text in wrong]
-        count = len(cell_numbers(folder / "cluster"))
-        print(f"cluster of {WORKERS} workers, one killed: {count} cells, {len(wrong)} problems,")
-        print(f"  in {processes_of(folder / 'cluster')} processes", flush=True)
+        problems = _check(Path(name), chosen)
     problems += [f"segment {name} is left" for name in _segments() - before]
     for problem in problems:
         print(f"WRONG: {problem}")

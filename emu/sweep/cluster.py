@@ -96,7 +96,8 @@ class ClusterExecutor:
 
     def _finished(self, under_way: dict[distributed.Future, Cell]) -> Iterator[CellResult]:
         try:
-            done = distributed.wait(list(under_way), timeout=_LOOK_S, return_when="FIRST_COMPLETED").done
+            with self._client.as_current():
+                done = distributed.wait(list(under_way), timeout=_LOOK_S, return_when="FIRST_COMPLETED").done
         except (TimeoutError, distributed.TimeoutError):
             done = set()
         for future in done:
