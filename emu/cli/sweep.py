@@ -184,7 +184,9 @@ def _recommend(source: Path, *, json: bool) -> int:
         return FINE
     console = Console(highlight=False)
     left_out = (
-        f"; {found.left_out} left out, with an error, a violation or no flush that ended" if found.left_out else ""
+        f"; {found.left_out} left out, with an error, a violation, or an exposure that is not known"
+        if found.left_out
+        else ""
     )
     if found.knee is not None:
         print_recommendation(console, found.swept, found.front, found.knee)

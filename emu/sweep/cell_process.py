@@ -150,7 +150,12 @@ def _live(connection: Connection, parent: int) -> None:
     with suppress(EOFError, OSError):
         while True:
             cell = connection.recv()
-            result = _run(cell, lambda done, known: connection.send((done, known)))
+            try:
+                result = _run(cell, lambda done, known: connection.send((done, known)))
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the other cells
+                result = CellResult(cell, None, f"{type(error).__name__}: {error}", 0.0)
             if result is None:
                 # Told to end in the midst of it: a part of a cell is nothing.
                 sys.exit(128 + signal.SIGTERM)

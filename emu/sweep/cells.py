@@ -60,22 +60,21 @@ def fixed_points(experiment: Experiment) -> list[Values]:
         ConfigError: there are too many.
     """
     sweep = experiment.sweep
+    count = sum(math.prod(len(choices) for choices in part.values()) for part in sweep.grid or [])
+    _limit(experiment, sweep.random.points if sweep.random else count)
     if sweep.random:
         generator = np.random.default_rng(sweep.random.seed)
         return [
             {key: choices.draw(generator) for key, choices in sweep.random.ranges.items()}
-            for _ in range(sweep.random.cells)
+            for _ in range(sweep.random.points)
         ]
-    count = sum(math.prod(len(choices) for choices in part.values()) for part in sweep.grid or [])
-    if count * sweep.repeat > MOST_CELLS:
-        raise ConfigError(
-            f"{experiment.path}: [sweep] has {count * sweep.repeat} cells, more than {MOST_CELLS}; try fewer values"
-        )
-    return [
+    points = (
         dict(zip(part, combination, strict=True))
         for part in sweep.grid or []
         for combination in itertools.product(*part.values())
-    ]
+    )
+    # Several grids may have a point in common.
+    return list({repr(sorted(point.items())): point for point in points}.values())
 
 
 def cells_of(
@@ -127,6 +126,12 @@ def config_of(experiment: Experiment, values: Values) -> Config:
     return config
 
 
+def _limit(experiment: Experiment, points: int) -> None:
+    cells = points * experiment.sweep.repeat
+    if cells > MOST_CELLS:
+        raise ConfigError(f"{experiment.path}: [sweep] has {cells} cells, more than {MOST_CELLS}; try fewer values")
+
+
 def check_corners(experiment: Experiment) -> None:
     """See whether what a search may try is sound: all combinations of ends, or each end alone where these are many.
 
@@ -136,6 +141,7 @@ def check_corners(experiment: Experiment) -> None:
     search = experiment.sweep.search
     if not search:
         return
+    _limit(experiment, search.points)
     ends = {key: choices.ends for key, choices in search.ranges.items()}
     if math.prod(len(some) for some in ends.values()) <= _MOST_CORNERS:
         points: Iterator[Values] = (

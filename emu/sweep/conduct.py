@@ -37,7 +37,7 @@ def plan_of(experiment: Experiment) -> Plan:
     search = experiment.sweep.search
     if search:
         check_corners(experiment)
-        return Plan(None, search.cells * experiment.sweep.repeat)
+        return Plan(None, search.points * experiment.sweep.repeat)
     cells = cells_of(experiment, fixed_points(experiment))
     return Plan(cells, len(cells))
 

@@ -62,6 +62,7 @@ class _Drawn(_Part):
     """What a sweep draws its values from."""
 
     ranges: dict[str, Range]
+    points: int = Field(ge=1, le=MOST_CELLS)
     seed: _Seed = 1
 
     @field_validator("ranges", mode="before")
@@ -77,16 +78,13 @@ class _Drawn(_Part):
 
 
 class Random(_Drawn):
-    """Cells drawn at random."""
-
-    cells: int = Field(ge=1, le=MOST_CELLS)
+    """Points drawn at random."""
 
 
 class Search(_Drawn):
-    """Cells chosen by what earlier ones came to."""
+    """Points chosen by what earlier ones came to."""
 
     objective: str | list[str]
-    cells: int = Field(ge=1, le=MOST_CELLS)
     batch: int = Field(4, ge=1, le=1000)
 
     @field_validator("objective")

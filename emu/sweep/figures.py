@@ -21,11 +21,12 @@ def _at(*path: str) -> Callable[[Run], Any]:
 
 
 def _exposed(name: str) -> Callable[[Run], Any]:
-    """A time of exposure; null where unmapped pages stayed reachable and not one flush ended, so that none is known."""
+    """A time of exposure; None where it is not known: no flush ended, or everything is always reachable."""
 
     def read(run: Run) -> Any:
         exposure = run["exposure"]
-        return None if not exposure["windows"] and exposure["still_open"] else exposure[name]
+        never_flushed = not exposure["windows"] and exposure["still_open"]
+        return None if never_flushed or run["domain"] == "identity" else exposure[name]
 
     return read
 

@@ -10,8 +10,10 @@ import fcntl
 import json
 import os
 import re
+import signal
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType, UnionType
@@ -35,6 +37,7 @@ _CELLS = "cells"
 _OURS = {EXPERIMENT, _ABOUT, _LOG, _LOCK, _CELLS}
 _CELL_NAME = re.compile(r"(\d+)\.parquet", re.ASCII)
 SCHEMA = 1
+_GO_ON = "put that right, and start the sweep again"
 
 _FIRST = {"cell": "BIGINT", "point": "BIGINT", "seed": "BIGINT"}
 _ABOUT_CELL = {
@@ -94,13 +97,18 @@ class SweepFolder:
     def close(self) -> None:
         """Let others use it."""
         self._database.close()
-        self._log_file.close()
+        # On a full disk it is not whole, which has been said.
+        with suppress(OSError):
+            self._log_file.close()
         os.close(self._lock)
 
     def log(self, event: str, **values: Any) -> None:
         """Append a line to the log."""
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-        self._log_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        try:
+            self._log_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise SweepError(f"{self.path / _LOG} cannot be written: {error.strerror}; {_GO_ON}") from None
 
     def keep(self, result: CellResult) -> None:
         """Write what came of a cell.
@@ -111,6 +119,8 @@ class SweepFolder:
         row = row_of(result, self.experiment.sweep.keys)
         target = self.path / _CELLS / f"{result.cell.number:06d}.parquet"
         temporary = target.with_name(f".{target.name}.tmp")
+        # Ctrl-C waits: it would end a statement of the database's in its midst.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._database.execute("DELETE FROM cell")
             places = ", ".join("?" * len(self._columns))
@@ -122,24 +132,39 @@ class SweepFolder:
         except (OSError, duckdb.Error) as error:
             temporary.unlink(missing_ok=True)
             reason = str(error).strip().split("\n", 1)[0]
-            raise SweepError(f"{target} cannot be written: {reason}; make room and start the sweep again") from None
+            raise SweepError(f"{target} cannot be written: {reason}; {_GO_ON}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.done.add(result.cell.number)
 
     def forget_failed(self) -> int:
-        """Forget the cells that have an error, so that they run again; returns how many."""
-        failed = [
-            number
-            for (number,) in self._ask("SELECT cell FROM cells WHERE error IS NOT NULL ORDER BY cell")
-            if number >= 0
-        ]
+        """Forget the cells that have an error, so that they run again; returns how many.
+
+        Of a search also all later ones, which may have been chosen because of that.
+        """
+        failed = [number for (number,) in self._ask("SELECT cell FROM cells WHERE error IS NOT NULL ORDER BY cell")]
+        if failed and self.experiment.sweep.search:
+            failed = sorted(number for number in self.done if number >= failed[0])
         for number in failed:
             (self.path / _CELLS / f"{number:06d}.parquet").unlink()
         self.done -= set(failed)
         return len(failed)
 
     def objectives(self, cells: Sequence[Cell], names: Sequence[str]) -> list[float] | None:
-        """Means of some figures over the repetitions of a point; None where one of them is missing."""
+        """Means of some figures over the repetitions of a point; None where one of them is missing.
+
+        Raises:
+            SweepError: what was kept under their numbers are other cells.
+        """
         files = ", ".join(quoted(self.path / _CELLS / f"{cell.number:06d}.parquet") for cell in cells)
+        keys = self.experiment.sweep.keys
+        columns = ", ".join(f'"{column_of(key)}"' for key in keys)
+        kept = self._database.execute(f"SELECT {columns} FROM read_parquet([{files}])").fetchall()
+        if any(row != tuple(_plain(value_of(cells[0].config, key)) for key in keys) for row in kept):
+            raise SweepError(
+                f"{self.path}: the search has other cells than those that are there, as another version of optuna "
+                "may have; name another folder with --out"
+            )
         means = ", ".join(f"avg({name}), count({name})" for name in names)
         (found,) = self._database.execute(
             f"SELECT {means}, count(*) FILTER (error IS NULL) FROM read_parquet([{files}])"

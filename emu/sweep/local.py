@@ -34,9 +34,11 @@ class LocalExecutor:
         ):
             waiting = deque(some)
             while waiting or self._busy:
-                while waiting and len(self._busy) < jobs:
-                    self._begin(waiting.popleft(), on_begin)
-                yield from self._finished(waiting)
+                self._fill(waiting, jobs, on_begin)
+                results = self._finished(waiting)
+                # Before they are written down, so that nobody waits for that.
+                self._fill(waiting, jobs, on_begin)
+                yield from results
 
     def close(self) -> None:
         """End the processes, and with them the cells that they run."""
@@ -45,14 +47,17 @@ class LocalExecutor:
         self._busy.clear()
         self._idle.clear()
 
-    def _begin(self, cell: Cell, on_begin: OnBegin) -> None:
-        process = self._idle.pop() if self._idle else CellProcess()
-        self._busy[process] = cell
-        on_begin(cell)
-        process.begin(cell)
+    def _fill(self, waiting: deque[Cell], jobs: int, on_begin: OnBegin) -> None:
+        while waiting and len(self._busy) < jobs:
+            cell = waiting.popleft()
+            process = self._idle.pop() if self._idle else CellProcess()
+            self._busy[process] = cell
+            on_begin(cell)
+            process.begin(cell)
 
-    def _finished(self, waiting: deque[Cell]) -> Iterator[CellResult]:
+    def _finished(self, waiting: deque[Cell]) -> list[CellResult]:
         """Wait until somebody has something to say; a cell whose process has died is `waiting` again."""
+        results = []
         by_connection = {process.connection: process for process in self._busy}
         for connection in wait(list(by_connection)):
             process = by_connection[connection]  # type: ignore[index]
@@ -64,9 +69,10 @@ class LocalExecutor:
                 if self._attempts.may_retry(cell):
                     waiting.appendleft(cell)
                 else:
-                    yield given_up(cell, str(death))
+                    results.append(given_up(cell, str(death)))
                 continue
             if result:
                 del self._busy[process]
                 self._idle.append(process)
-                yield result
+                results.append(result)
+        return results

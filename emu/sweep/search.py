@@ -25,7 +25,7 @@ class Searcher:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
         self._asked: list[Trial] = []
-        self._left = search.cells
+        self._left = search.points
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
