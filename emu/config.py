@@ -433,6 +433,7 @@ _COMPLAINTS = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "too_short": "must not be empty",
+    "list_type": "must be a list",
 }
 
 
@@ -451,6 +452,8 @@ def complaint(error: ValidationError, where: str) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such key; see the reference of the config"
+    elif first["type"] == "missing":
+        message = "is missing; give it"
     elif first["type"] in _COMPLAINTS:
         message = f"{_COMPLAINTS[first['type']].format(**first.get('ctx', {}))}, not {_shown(first['input'])}"
     elif first["type"] != "value_error":

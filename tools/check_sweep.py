@@ -33,8 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from emu.sweep.cluster import RESOURCE  # noqa: E402 - the package is found first
-from emu.sweep.folder import NOT_REPEATABLE, cell_numbers, reading  # noqa: E402
+from emu.sweep.folder import NOT_REPEATABLE, cell_numbers, reading  # noqa: E402 - the package is found first
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 WORKERS = 3
@@ -216,7 +215,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
         while not place.exists() and time.monotonic() < until:
             time.sleep(0.05)
         address = json.loads(place.read_text())["address"]
-        offer = ["--nthreads", "1", "--no-nanny", "--resources", f"{RESOURCE}=1", "--local-directory", str(folder)]
+        offer = ["--nthreads", "1", "--no-nanny", "--resources", "measuring=1", "--local-directory", str(folder)]
         workers = [
             subprocess.Popen([*dask[:2], f"{dask[2]}worker", address, *local, *offer], **quiet) for _ in range(WORKERS)
         ]

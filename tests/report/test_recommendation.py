@@ -43,10 +43,8 @@ def test_the_table_has_a_line_for_each_and_a_mark():
     out = io.StringIO()
     print_recommendation(Console(file=out, width=40), SWEPT, FRONT, 1)
     lines = out.getvalue().splitlines()
-    assert lines[0].split() == [
-        *("domain", "fq_size", "fq_timeout_ms"),
-        *("pairs/s", "of", "best", "unmap", "p99", "exposure", "memory"),
-    ]
+    assert lines[0].split()[:4] == ["domain", "fq_size", "fq_timeout_ms", "pairs/s"]
+    assert lines[0].split()[4:] == ["of", "best", "unmap", "p99", "exposure", "memory"]
     assert lines[2].rstrip().endswith("←")
     assert "4 MiB" in lines[1]
 
