@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ RESOURCE = "measuring"
 
 _CONNECT_S = 10.0
 _LOOK_S = 1.0
+_FETCH_S = 5.0
 _ALONE_S = 60.0
 _AHEAD = 2
 """Cells that each worker has, with the one it runs: the next is there when one ends."""
@@ -46,6 +48,8 @@ class ClusterExecutor:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        # What goes wrong there is said in a line of ours, and a lost worker is nothing that went wrong.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         try:
             self._client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
@@ -112,7 +116,11 @@ class ClusterExecutor:
             elif error is not None:
                 yield CellResult(cell, None, f"{type(error).__name__}: {error}", 0.0)
             else:
-                yield future.result()
+                try:
+                    yield future.result(timeout=_FETCH_S)
+                except (TimeoutError, distributed.TimeoutError):
+                    # Its worker was lost with the result, and it runs once more.
+                    under_way[future] = cell
 
     def _worker_count(self) -> int:
         if self._client.status != "running":
