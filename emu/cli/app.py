@@ -56,11 +56,6 @@ app.command(
 )
 app.command(stress, usage="Usage: emu stress [OPTIONS]", help_epilogue="Example: emu stress --minutes 10 --seed 1")
 app.command(
-    sweep,
-    usage="Usage: emu sweep EXPERIMENT.toml|FOLDER [OPTIONS]",
-    help_epilogue="Example: emu sweep tools/examples/queue_size.toml && emu sweep --recommend emu-sweeps/queue_size",
-)
-app.command(
     explore, usage="Usage: emu explore [OPTIONS]", help_epilogue="Example: emu explore --domain DMA-SQ --with-timer 1"
 )
 app.command(
@@ -80,6 +75,11 @@ app.command(
 )
 app.command(
     top, usage="Usage: emu top [RUN-FOLDER|PID] [OPTIONS]", help_epilogue="Example: emu top --once --interval 1"
+)
+app.command(
+    sweep,
+    usage="Usage: emu sweep EXPERIMENT.toml|FOLDER [OPTIONS]",
+    help_epilogue="Example: emu sweep tools/examples/queue_size.toml && emu sweep --recommend emu-sweeps/queue_size",
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 

@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("explore", "mutants", "stress", "fault"),
+        *("explore", "mutants", "stress", "sweep", "fault"),
     },
     "stress": {"stress", "experiment", "workload", "config", "fault"},
+    "sweep": {"sweep", "experiment", "analysis", "workload", "config"},
 }
 """The table in docs/how-it-works.md."""
 
@@ -76,7 +77,7 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 def test_commands_in_the_pages_are_understood(emu):
     commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top)(?!:)\b", line)}  # fmt: skip
+                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top|sweep)(?!:)\b", line)}  # fmt: skip
     assert commands
     for command in commands:
         # A wrong option would be complained about before the missing file is.
@@ -92,6 +93,8 @@ def test_commands_in_the_pages_are_understood(emu):
             arguments += ["--schedule", "nowhere.toml"]
         if arguments[0] in ("report", "export"):
             arguments[1] = "nowhere.toml"
+        if arguments[0] == "sweep":
+            arguments = ["nowhere.toml" if word.startswith("emu-sweeps/") else word for word in arguments]
         if "--calibrate" in arguments:
             arguments += ["--out", "nowhere.toml/costs.toml"]
         _, _, err = emu(*arguments)
