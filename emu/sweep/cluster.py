@@ -49,7 +49,10 @@ class ClusterExecutor:
     def __init__(self, address: str) -> None:
         self._address = address
         # What goes wrong there is said in a line of ours, and a lost worker is nothing that went wrong.
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in ("distributed", *logging.root.manager.loggerDict):
+            if name.split(".")[0] == "distributed":
+                # Each has a level of its own.
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             self._client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:

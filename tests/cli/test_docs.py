@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 
+COMMANDS = "run|replay|set|doctor|explore|logs|report|export|top|sweep"
+
 MAY_IMPORT = {
     "native": {"native"},
     "capture": {"capture", "native"},
@@ -77,7 +79,7 @@ def test_every_default_scheme_is_explained_in_the_readme():
 
 def test_commands_in_the_pages_are_understood(emu):
     commands = {line.split("#")[0].split(">")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                 if re.match(r"emu (run|replay|set|doctor|explore|logs|report|export|top|sweep)(?!:)\b", line)}  # fmt: skip
+                 if re.match(rf"emu ({COMMANDS})(?!:)\b", line)}  # fmt: skip
     assert commands
     for command in commands:
         # A wrong option would be complained about before the missing file is.
