@@ -31,6 +31,9 @@ _ATTEMPTS = 3
 
 OnCompile = Callable[[int, int], None]
 
+_compiled: set[tuple[str, bool]] = set()
+"""Kinds of machines that this process has compiled code for."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
@@ -147,13 +150,17 @@ def _live(connection: Connection, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return
+
+    def on_compile(done: int, known: int) -> None:
+        # A parent that has gone is noticed soon enough.
+        with suppress(OSError):
+            connection.send((done, known))
+
     with suppress(EOFError, OSError):
         while True:
             cell = connection.recv()
             try:
-                result = _run(cell, lambda done, known: connection.send((done, known)))
-            except OSError:
-                raise
+                result = _run(cell, on_compile)
             except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the other cells
                 result = CellResult(cell, None, f"{type(error).__name__}: {error}", 0.0)
             if result is None:
@@ -167,8 +174,12 @@ def _run(cell: Cell, on_compile: OnCompile) -> CellResult | None:
     from emu.experiment import MachineError, compile_machine, run_machine  # noqa: PLC0415
     from emu.workload.build import build_workload  # noqa: PLC0415
 
-    with _turn("compiling"):
-        compile_machine(cell.config.machine, on_compile)
+    machine = cell.config.machine
+    if (kind := (machine.engine, bool(machine.devices))) not in _compiled:
+        # In turn: who waits finds in the cache what the first has compiled.
+        with _turn("compiling"):
+            compile_machine(machine, on_compile)
+        _compiled.add(kind)
     with _turn("measuring") if cell.is_measured else nullcontext():
         began = time.monotonic()
         known, warnings = _environment(cell)
