@@ -245,8 +245,10 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def _segments() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob("emu-[0-9]*-*")}
+def _orphans() -> set[str]:
+    """Segments of the dead; those of other living machines are not ours to judge."""
+    names = {path.name for path in SHARED_MEMORY.glob("emu-[0-9]*-*")}
+    return {name for name in names if not psutil.pid_exists(int(name.split("-")[1]))}
 
 
 def _check(folder: Path, chosen: argparse.Namespace) -> list[str]:
@@ -279,10 +281,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5, help="how often the second one is killed; default 5")
     parser.add_argument("--seed", type=int, default=1, help="of the moments; default 1")
     chosen = parser.parse_args()
-    before = _segments()
+    before = _orphans()
     with tempfile.TemporaryDirectory(prefix="check-sweep-") as name:
         problems = _check(Path(name), chosen)
-    problems += [f"segment {name} is left" for name in _segments() - before]
+    problems += [f"segment {name} is left" for name in _orphans() - before]
     for problem in problems:
         print(f"WRONG: {problem}")
     print("all three have the same cells, to the byte" if not problems else f"{len(problems)} problems")
