@@ -402,7 +402,8 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data; raises ConfigError where it is none."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -416,7 +417,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _preset(name: Any) -> dict[str, Any]:
     if name not in presets():
         raise ConfigError(f"unknown preset {name!r}; there are {', '.join(presets())}")
-    return _read_toml(PRESETS / f"{name}.toml")
+    return read_toml(PRESETS / f"{name}.toml")
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any], where: str) -> None:
@@ -437,6 +438,7 @@ _COMPLAINTS = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "too_short": "must not be empty",
+    "list_type": "must be a list",
 }
 
 
@@ -448,12 +450,15 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _one_line(error: ValidationError, where: str) -> str:
+def complaint(error: ValidationError, where: str) -> str:
+    """What is wrong with a description, as one line: where, what, and what it must be."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if not str(part).isdigit())
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such key; see the reference of the config"
+    elif first["type"] == "missing":
+        message = "is missing; give it"
     elif first["type"] in _COMPLAINTS:
         message = f"{_COMPLAINTS[first['type']].format(**first.get('ctx', {}))}, not {_shown(first['input'])}"
     elif first["type"] != "value_error":
@@ -463,7 +468,7 @@ def _one_line(error: ValidationError, where: str) -> str:
 
 def _read_costs(path: Path) -> dict[str, Any]:
     """A file of `emu doctor --calibrate`: one section, [costs]."""
-    data = _read_toml(path)
+    data = read_toml(path)
     others = sorted(data.keys() - {"costs"})
     if others:
         raise ConfigError(f"{path}: {others[0]} is not about costs, and only [costs] may be in it")
@@ -477,6 +482,7 @@ def load(
     preset: str | None = None,
     overrides: Iterable[tuple[str, str, Any]] = (),
     costs_file: Path | None = None,
+    others: frozenset[str] = frozenset(),
 ) -> Config:
     """Put a description together: preset, then machine file, then costs, then single values.
 
@@ -485,6 +491,7 @@ def load(
         preset: name of the hypervisor preset; None takes the file's, or `kvm`.
         overrides: (section, key, value); None values are left out.
         costs_file: a TOML file whose only section is [costs], or None.
+        others: sections of the machine file that are about something else, and not looked at.
 
     Raises:
         ConfigError: with one line that says what is wrong, where, and what to do.
@@ -494,7 +501,8 @@ def load(
         from_file = machine_file.model_dump(exclude_unset=True, exclude_none=True)
         machine_file = None
     else:
-        from_file = _read_toml(machine_file) if machine_file else {}
+        from_file = read_toml(machine_file) if machine_file else {}
+        from_file = {section: values for section, values in from_file.items() if section not in others}
     given = [(section, key, value) for section, key, value in overrides if value is not None]
     preset = next((value for section, key, value in given if (section, key) == ("hypervisor", "preset")), preset)
     hypervisor = from_file.get("hypervisor", {})
@@ -519,7 +527,7 @@ def load(
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            _one_line(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
+            complaint(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
         ) from None
 
 

@@ -28,6 +28,7 @@ from emu.cli.run import run
 from emu.cli.scaling import scaling
 from emu.cli.set import set_
 from emu.cli.stress import stress
+from emu.cli.sweep import sweep
 from emu.cli.top import top
 from emu.report.plain import one_line
 
@@ -88,6 +89,11 @@ app.command(
 )
 app.command(
     bench, usage="Usage: emu bench [OPTIONS]", help_epilogue="Example: emu bench -t 2 -s 1 --domain DMA-SQ --engine sim"
+)
+app.command(
+    sweep,
+    usage="Usage: emu sweep EXPERIMENT.toml|FOLDER [OPTIONS]",
+    help_epilogue="Example: emu sweep tools/examples/queue_size.toml && emu sweep --recommend emu-sweeps/queue_size",
 )
 app.command(doctor, usage="Usage: emu doctor [OPTIONS]", help_epilogue="Example: emu doctor --json")
 

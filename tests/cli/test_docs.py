@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("claims", "scaling", "explore", "mutants", "stress", "fault", "rounds", "comparison"),
+        *("claims", "scaling", "explore", "mutants", "stress", "sweep", "fault", "rounds", "comparison"),
     },
     "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},
+    "sweep": {"sweep", "experiment", "analysis", "workload", "config"},
 }
 """The table in docs/how-it-works.md."""
 
@@ -97,6 +98,8 @@ def misled(command):
         words.append("nowhere.toml")
     if words[0] in ("report", "export"):
         words[1] = "nowhere.toml"
+    if words[0] == "sweep":
+        words = ["nowhere.toml" if word.startswith("emu-sweeps/") else word for word in words]
     if words[0] == "logs":
         words.insert(1, "nowhere.toml")
     if "--calibrate" in words:
