@@ -40,7 +40,7 @@ def test_all_domains_run_under_the_same_load(machine, emu):
         (("run", "--seconds", "soon"), "--seconds"),
         (("run", "--seconds", "nan"), "--seconds"),
         (("run", "--domain", "DMA-XQ"), "'DMA-SQ'"),
-        (("run", "--preset", "xen"), "there are bare-metal, kvm, lpar, zvm"),
+        (("run", "--preset", "xen"), "there are bare-metal, kvm, lpar, smmuv3, virtio-iommu, vtd-caching, zvm"),
         (("run", "--workload", "floppy"), "'nvme'"),
         (("run", "--fq-size", "1000"), "must be a power of two, as 1024 is"),
         (("run", "--set", "cpus=3"), "section.key=value"),

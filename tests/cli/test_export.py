@@ -21,7 +21,18 @@ def runs(tmp_path_factory):
     """A recorded run of two domains, and one of three that was not recorded."""
     folder = tmp_path_factory.mktemp("runs")
     recorded = ["--record", "--domain", "DMA-FQ", "--domain", "DMA"]
-    plain = ["--fq-size", "64", "--domain", "DMA-SQ", "--domain", "DMA", "--domain", "identity"]
+    plain = [
+        "--fq-size",
+        "64",
+        "--set",
+        "domain.fq_timeout_ms=10",
+        "--domain",
+        "DMA-SQ",
+        "--domain",
+        "DMA",
+        "--domain",
+        "identity",
+    ]
     assert dispatch([*RUN, *recorded, "--out", str(folder / "recorded")]) == FINE
     assert dispatch([*RUN, *plain, "--out", str(folder / "plain")]) == FINE
     return folder
