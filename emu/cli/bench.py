@@ -75,7 +75,10 @@ def bench(
         str, Parameter(help="Domain type: DMA, DMA-FQ, DMA-SQ, s390-lazy, s390-strict or identity; default DMA.")
     ] = "DMA",
     preset: Annotated[
-        str | None, Parameter(help="Hypervisor preset: kvm, zvm, lpar or bare-metal; default kvm.")
+        str | None,
+        Parameter(
+            help="Hypervisor preset: kvm, zvm, lpar, bare-metal, smmuv3, virtio-iommu or vtd-caching; default kvm."
+        ),
     ] = None,
     engine: Annotated[
         str | None, Parameter(help="What an emulated CPU is: processes, threads or sim; default processes.")

@@ -65,7 +65,10 @@ class MachineOptions:
 
     preset: Annotated[
         str | None,
-        Parameter(help="Hypervisor preset: kvm, zvm, lpar or bare-metal; default kvm, bare-metal to replay x86."),
+        Parameter(
+            help="Hypervisor preset: kvm, zvm, lpar, bare-metal, smmuv3, virtio-iommu or vtd-caching; "
+            "default kvm, bare-metal to replay x86."
+        ),
     ] = None
     cpus: Annotated[
         int | None,
