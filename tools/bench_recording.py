@@ -6,6 +6,8 @@ The cost: the default load on lazy domains, on real processes. Runs that record 
 that do not take turns, which of the two is first changes every time, and each pair of neighbours gives one ratio; the
 median of the ratios is shown with the range of the middle half.
 
+An event: what it takes of a CPU that does nothing but map and unmap with `identity`, by the same turns.
+
 The flood: 1 CPU, then 2, that do nothing but map and unmap with `identity`, at a pace of five million events a second
 each and then as fast as they can. What is in the files and what was counted as lost must be all that happened, which
 the CPUs' own counters say. Nothing is lost while the supervisor has a core to empty the rings on.
@@ -31,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from paired import ratio_of, ratio_text
+from paired import middle_half, ratio_of, ratio_text
 
 from emu.config import DomainType, cores, load
 from emu.experiment import MachineError, run_machine
@@ -85,6 +87,26 @@ def cost_of(preset: str, domain: DomainType, cpus: int, rounds: int, seconds: fl
     }
 
 
+def event_ns(rounds: int, seconds: float) -> dict[str, Any]:
+    """What an event takes of its CPU: one that only maps and unmaps, recorded and not in turn, two events a pair.
+
+    Events that find their ring full count too; they take less.
+    """
+    options: list[tuple[str, str, Any]] = [
+        ("machine", "cpus", 1),
+        ("machine", "seconds", seconds),
+        ("workload", "name", "map_benchmark"),
+    ]
+    took, lost, happened = [], 0, 0
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            recorded, plain = run(options, "identity", Path(folder)), run(options, "identity")
+        took.append((1e9 / recorded["pairs_per_s"] - 1e9 / plain["pairs_per_s"]) / 2)
+        lost += recorded["events"]["lost"]
+        happened += recorded["maps"] + recorded["unmaps"]
+    return {"event_ns": median(took), "middle_half": middle_half(took), "lost_share": lost / happened}
+
+
 def flood(cpus: int, hold_ns: float, seconds: float) -> dict[str, Any]:
     """What happened, what was written and what was lost."""
     options: list[tuple[str, str, Any]] = [
@@ -132,6 +154,11 @@ def main() -> int:
                 rates = f"{row['unrecorded_pairs_per_s']:>12.0f}{row['recorded_pairs_per_s']:>12.0f}"
                 judged = "" if row["judged"] else "  not judged"
                 show(f"{preset:<6}{domain:<8}{rates}{row['lost']:>19}  {ratio_text(row)}{judged}")
+        event = event_ns(arguments.rounds, arguments.seconds)
+        low, high = event["middle_half"]
+        show(
+            f"\nan event: {event['event_ns']:.1f} ns ({low:.1f} to {high:.1f}), {event['lost_share']:.0%} of them lost"
+        )
         show(f"\n{'CPUs':<6}{'pace':<8}{'events/s of each':>18}{'happened':>14}{'written':>14}{'lost':>12}")
         for cpus in (1, 2):
             for hold_ns in (PACED_HOLD_NS, 0.0):
@@ -144,7 +171,7 @@ def main() -> int:
         print(f"bench_recording: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps({"cores": cores(), "cost": costs, "flood": floods}))
+        print(json.dumps({"cores": cores(), "cost": costs, "event": event, "flood": floods}))
     is_cheap = all(row["ratio"] >= 1 - MOST_COST for row in costs if row["judged"])
     return int(not (is_cheap and all(row["exact"] for row in floods)))
 
