@@ -191,12 +191,8 @@ def _of_this_computer(candidates: Sequence[Candidate], said: dict[str, Any]) -> 
     warnings = []
     for candidate in candidates:
         if candidate.config.machine.engine != "sim":
-            warnings += scheduling_warnings(said, candidate.config.machine.cpus, _hypervisors(candidate.config))
+            warnings += scheduling_warnings(said, candidate.config.machine.cpus, candidate.config.servers)
     return list(dict.fromkeys(warnings))
-
-
-def _hypervisors(config: Config) -> int:
-    return config.hypervisor.servers if config.hypervisor.service == "process" else 0
 
 
 class _Log:

@@ -374,6 +374,11 @@ class Config(_Section):
         """What does DMA."""
         return self.domain.device or ("ism" if self.workload.name == "ism" else "pci")
 
+    @property
+    def servers(self) -> int:
+        """Processes of the hypervisor."""
+        return self.hypervisor.servers if self.hypervisor.service == "process" else 0
+
     def to_toml(self) -> str:
         """The resolved description; reading it back gives an equal Config."""
         data = self.model_dump(exclude_none=True)

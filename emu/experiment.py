@@ -15,9 +15,14 @@ from emu.machine.event_writer import EventCollector
 from emu.machine.recording import Recording
 from emu.machine.supervisor import MachineError, compile_machine
 from emu.machine.supervisor import run_machine as _run_machine
+from emu.workload.build import build_workload
 from emu.workload.program import Workload
 
-__all__ = ["EventCollector", "MachineError", "Outcome", "compile_machine", "run_machine"]
+__all__ = ["DeathError", "EventCollector", "MachineError", "Outcome", "compile_machine", "run_machine", "run_whole"]
+
+
+class DeathError(Exception):
+    """A process of a machine died, so that nothing was measured."""
 
 
 @dataclass(slots=True)
@@ -76,6 +81,28 @@ def run_machine(
     run["interrupted"] = machine.interrupted
     run["warnings"] = machine.warnings
     return Outcome(run, machine.died, machine.interrupted, machine.warnings)
+
+
+def run_whole(
+    config: Config,
+    *,
+    collect_in: EventCollector | None = None,
+    on_compile: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Run a machine of one domain, on its own load, whose result counts only if it comes to its end.
+
+    Raises:
+        MachineError: the machine cannot be made.
+        DeathError: a process of it died.
+        KeyboardInterrupt: the user stopped it.
+    """
+    (domain,) = config.domain.types
+    outcome = run_machine(config, domain, build_workload(config), collect_in=collect_in, on_compile=on_compile)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    if outcome.died:
+        raise DeathError(f"{domain}: {outcome.died}; nothing was measured")
+    return outcome
 
 
 def _log_of(recording: Recording, *, is_virtual: bool) -> Iterator[Entry]:

@@ -7,16 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emu.config import Config, DomainType, cores, load
-from emu.experiment import run_machine
-from emu.workload.build import build_workload
+from emu.experiment import run_whole
 
 _FEWEST_PAIRS, _PAIRS_OF_A_CPU = 100_000, 2000
 """Of a run: some rings of the single queue, and some of each CPU's, so that caches which are cold at first count for
 little."""
-
-
-class DeathError(Exception):
-    """A process of a machine died, so that nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,7 @@ class Plan:
             for engine in ("sim", "processes") if self.with_processes else ("sim",):
                 for cpus in self.cpus:
                     config = self._config(domain, engine, cpus)
-                    if engine == "sim" or _cores_for(config) <= cores():
+                    if engine == "sim" or config.machine.cpus + config.servers <= cores():
                         yield config
 
     def _config(self, domain: DomainType, engine: str, cpus: int) -> Config:
@@ -97,15 +92,6 @@ def measured(
     configs = list(plan.configs())
     for done, config in enumerate(configs, start=1):
         (domain,) = config.domain.types
-        outcome = run_machine(config, domain, build_workload(config), on_compile=on_compile)
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        if outcome.died:
-            raise DeathError(f"{domain}: {outcome.died}; nothing was measured")
+        outcome = run_whole(config, on_compile=on_compile)
         on_progress(done / len(configs))
         yield Point(domain, config.machine.engine, config.machine.cpus, float(outcome.run["pairs_per_s"]))
-
-
-def _cores_for(config: Config) -> int:
-    hypervisor = config.hypervisor
-    return config.machine.cpus + (hypervisor.servers if hypervisor.service == "process" else 0)

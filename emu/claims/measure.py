@@ -21,12 +21,7 @@ from emu.analysis.claims import (
 from emu.analysis.timer_flushes import timer_flush_ticks
 from emu.claims.claim import Claim, Curve, Growth, Machine, Ratio, Sections
 from emu.config import Config, cores
-from emu.experiment import EventCollector, Outcome, run_machine
-from emu.workload.build import build_workload
-
-
-class DeathError(Exception):
-    """A process of a machine died, so that nothing was measured."""
+from emu.experiment import EventCollector, run_whole
 
 
 class Bench:
@@ -86,7 +81,7 @@ class Bench:
         if self.engine == "sim":
             return None
         configs = [self._config(claim, machine, 1) for ratio in claim.ratio for machine in (ratio.of, ratio.to)]
-        needed = max((_cores_for(config) for config in configs), default=1)
+        needed = max((config.machine.cpus + config.servers for config in configs), default=1)
         return f"needs {needed} cores, here are {cores()}; try --engine sim" if needed > cores() else None
 
     def _runs_of(self, claim: Claim) -> int:
@@ -119,19 +114,9 @@ class Bench:
         config = self._config(claim, machine, seed, *more)
         key = config.to_toml()
         if key not in self._known:
-            self._known[key] = float(self._run(config).run["pairs_per_s"])
+            self._known[key] = float(run_whole(config, on_compile=self._on_compile).run["pairs_per_s"])
         self._advance()
         return self._known[key]
-
-    def _run(self, config: Config, collect_in: EventCollector | None = None) -> Outcome:
-        workload = build_workload(config)
-        (domain,) = config.domain.types
-        outcome = run_machine(config, domain, workload, collect_in=collect_in, on_compile=self._on_compile)
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        if outcome.died:
-            raise DeathError(f"{domain}: {outcome.died}; nothing was measured")
-        return outcome
 
     def _advance(self) -> None:
         self._done += 1
@@ -175,7 +160,7 @@ class Bench:
             for cpus in growth.cpus:
                 config = self._config(claim, growth.machine, seed, {"machine": {"cpus": cpus, "record": True}})
                 collector = EventCollector()
-                self._run(config, collector)
+                run_whole(config, collect_in=collector, on_compile=self._on_compile)
                 took = timer_flush_ticks(collector.events(), timer=cpus)
                 self._advance()
                 if len(took):
@@ -207,9 +192,3 @@ def _judge_ratio(claim: Claim, ratio: Ratio, found: list[tuple[float, float]]) -
     expected = range_text(ratio.at_least, ratio.at_most, " ×")
     details = {"of_pairs_per_s": list(of), "to_pairs_per_s": list(to)}
     return Finding(claim.id, ratio.name, expected, measured, " ×", verdict, why, details)
-
-
-def _cores_for(config: Config) -> int:
-    """CPUs and servers that would run at a time."""
-    hypervisor = config.hypervisor
-    return config.machine.cpus + (hypervisor.servers if hypervisor.service == "process" else 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, Token
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import MachineOptions, configured, overrides_of
+from emu.cli.options import MachineOptions, QuietOption, SetOption, configured, overrides_of
 
 if TYPE_CHECKING:
     from emu.config import Config
@@ -83,17 +83,9 @@ def bench(
     engine: Annotated[
         str | None, Parameter(help="What an emulated CPU is: processes, threads or sim; default processes.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set",
-            negative=(),
-            metavar="SECTION.KEY=VALUE",
-            help="Set any value of the description, as in --set hypervisor.walk_ns=2.5; repeatable.",
-        ),
-    ] = None,
+    set_: SetOption = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the three lines.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Do what the kernel's dma_map_benchmark does, on an emulated machine: its options, limits and output."""
     asked = _Asked(threads, seconds, node, bits, direction, delay_ns, granule, mode)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import parse_setting, whole_number
+from emu.cli.options import JsonOption, QuietOption, parse_setting, whole_number
 from emu.config import ConfigError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def claims(
             help="Change any value of every machine, to see which claims that breaks; repeatable.",
         ),
     ] = None,
-    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Try what has been published about the schemes, and say of each claim whether it holds here.
 
@@ -92,8 +92,8 @@ def _measured(
         import scipy  # noqa: F401 - said now, not after a minute
     except ModuleNotFoundError:
         raise Failure("needs scipy, which is not installed; pip install 'emu[claims]'") from None
-    from emu.claims.measure import Bench, DeathError
-    from emu.experiment import MachineError
+    from emu.claims.measure import Bench
+    from emu.experiment import DeathError, MachineError
     from emu.report.progress import ProgressBars
 
     found: list[Finding] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, WRONG_CALL, Failure
-from emu.cli.options import MachineOptions, overrides_of, whole_number
+from emu.cli.options import JsonOption, MachineOptions, QuietOption, overrides_of, whole_number
 
 if TYPE_CHECKING:
     from emu.comparison import Compared, Question
@@ -67,8 +66,8 @@ def compare(
     out: Annotated[
         Path | None, Parameter(metavar="FOLDER", help="New or empty folder for every run and what they say.")
     ] = None,
-    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Run several schemes or machines in turn, many times, and say how they differ, and how sure that is.
 
@@ -139,22 +138,19 @@ def _part(until: str | float | None) -> float | None:
 
 
 def make_empty(out: Path | None) -> None:
-    """Make the folder that the user named.
+    """Make the folder that the user named, if any.
 
     Raises:
         Failure: it cannot be used.
     """
+    from emu.machine import run_folder
+
     if out is None:
         return
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        is_occupied = any(out.iterdir())
-    except OSError as error:
-        raise Failure(f"--out {out} cannot be used: {error.strerror}; name a folder that can be written") from None
-    if is_occupied:
-        raise Failure(f"--out {out} is not empty; name a new folder, results are never overwritten")
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise Failure(f"--out {out} cannot be written; name a folder that can")
+        run_folder.make_empty(out)
+    except run_folder.RunFolderError as error:
+        raise Failure(f"--out {error}") from None
 
 
 def answered(asked: Question, out: Path | None, *, quiet: bool) -> Compared:

@@ -17,6 +17,7 @@ from cyclopts import Parameter
 from emu.analysis.environment import environment
 from emu.analysis.summary import as_json
 from emu.cli.failure import FINE, Failure
+from emu.cli.options import QuietOption
 from emu.config import CostsConfig, cores
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def doctor(
         Path | None, Parameter(metavar="FILE", help="New file for what --calibrate measures; default costs.toml.")
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the list.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Show cores, versions, shared memory and the cache of compiled code."""
     if calibrate:

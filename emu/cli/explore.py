@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import whole_number
+from emu.cli.options import QuietOption, whole_number
 from emu.config import DomainType
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def explore(
         bool, Parameter(negative=(), help="Show every line that touches shared memory, not those that matter.")
     ] = False,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Run every interleaving of a small machine and show the shortest that breaks a promise.
 

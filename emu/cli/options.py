@@ -58,6 +58,19 @@ _FLAGS = {
 """The option that sets each key, by its name in Python."""
 
 
+SetOption = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative=(),
+        metavar="SECTION.KEY=VALUE",
+        help="Set any value of the description, as in --set hypervisor.walk_ns=2.5; repeatable.",
+    ),
+]
+JsonOption = Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")]
+QuietOption = Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MachineOptions:
@@ -180,15 +193,7 @@ class MachineOptions:
         bool | None,
         Parameter(help="Measure where the time of maps and unmaps goes, which costs some of it; default no."),
     ] = None
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set",
-            negative=(),
-            metavar="SECTION.KEY=VALUE",
-            help="Set any value of the description, as in --set hypervisor.walk_ns=2.5; repeatable.",
-        ),
-    ] = None
+    set_: SetOption = None
 
 
 @Parameter(name="*")
@@ -199,8 +204,8 @@ class OutputOptions:
     out: Annotated[
         Path | None, Parameter(help="New or empty folder for the results; default a new one in emu-runs/.")
     ] = None
-    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")] = False
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False
+    json: JsonOption = False
+    quiet: QuietOption = False
 
 
 def parse_setting(text: str) -> Override:

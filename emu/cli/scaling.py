@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from cyclopts import Parameter
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, Failure
-from emu.cli.options import parse_setting, whole_number
+from emu.cli.options import JsonOption, QuietOption, parse_setting, whole_number
 from emu.config import DEFAULT_DOMAINS, DEFAULT_PRESET, MAX_CPUS, ConfigError, DomainType
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def scaling(
             help="Set any value of the description, as in --set workload.granule=4; repeatable.",
         ),
     ] = None,
-    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead of the table.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Measure throughput with 1, 2, 4 … CPUs on virtual clocks, and fit the Universal Scalability Law to it.
 
@@ -76,9 +76,9 @@ def scaling(
 
 def _measured(plan: Plan, *, quiet: bool) -> tuple[list[Point], bool]:
     """The points, and whether the user stopped it."""
-    from emu.experiment import MachineError
+    from emu.experiment import DeathError, MachineError
     from emu.report.progress import ProgressBars
-    from emu.scaling import DeathError, measured
+    from emu.scaling import measured
 
     points: list[Point] = []
     with ProgressBars(quiet=quiet) as bars:

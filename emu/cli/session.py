@@ -260,7 +260,7 @@ class Session:
         # Virtual clocks do not know how busy this machine is.
         if self._is_virtual:
             return []
-        return scheduling_warnings(self._environment, self._config.machine.cpus, _hypervisors(self._config))
+        return scheduling_warnings(self._environment, self._config.machine.cpus, self._config.servers)
 
     def _summary(self) -> dict[str, Any]:
         # On virtual clocks the same description gives the same summary to the byte, wherever and whenever it runs.
@@ -302,10 +302,6 @@ def _folder(output: OutputOptions, label: str) -> RunFolder:
         return open_run_folder(output.out, label)
     except RunFolderError as error:
         raise Failure(f"--out {error}") from None
-
-
-def _hypervisors(config: Config) -> int:
-    return config.hypervisor.servers if config.hypervisor.service == "process" else 0
 
 
 def _is_violated(run: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import whole_number
+from emu.cli.options import QuietOption, whole_number
 
 if TYPE_CHECKING:
     from emu.stress.hunt import Hunt
@@ -27,7 +27,7 @@ def stress(
     out: Annotated[
         Path | None, Parameter(help="Folder for what fails, new or empty; default a new one in emu-runs/.")
     ] = None,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Run random machines with random loads, switches and faults, all checks on, and say what came out wrong.
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import whole_number
+from emu.cli.options import QuietOption, whole_number
 from emu.config import ConfigError, cores
 from emu.report.plain import one_line
 
@@ -59,7 +59,7 @@ def sweep(
         Parameter(metavar="FILE", help="Run nothing; write all cells in FOLDER to a new .csv or .parquet file."),
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object instead.")] = False,
-    quiet: Annotated[bool, Parameter(negative=(), help="Show no progress; default shown on a terminal only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Run a machine for every combination of values that a file gives, or for values drawn or searched for.
 

@@ -103,7 +103,7 @@ class Layout:
         self.workload = workload
         self.type = DOMAIN_TYPES[domain_type]
         self.cpus = len(workload.programs)
-        self.servers = config.hypervisor.servers if config.hypervisor.service == "process" else 0
+        self.servers = config.servers
         self.timer = self.cpus
         self.first_server = self.cpus + 1
         self.first_device = self.first_server + self.servers

@@ -131,7 +131,7 @@ def open_run_folder(out: Path | None, label: str) -> RunFolder:
         RunFolderError: `out` cannot be used. Without `out` the run goes on without a folder instead.
     """
     if out is not None:
-        _make_empty(out)
+        make_empty(out)
         return RunFolder(out)
     started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     path = Path(DEFAULT_PARENT) / f"{started}-{label}-{secrets.token_hex(2)}"
@@ -142,7 +142,12 @@ def open_run_folder(out: Path | None, label: str) -> RunFolder:
     return RunFolder(path)
 
 
-def _make_empty(out: Path) -> None:
+def make_empty(out: Path) -> None:
+    """Make the folder that the user named, or see that it is empty and can be written.
+
+    Raises:
+        RunFolderError: it cannot be used.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         occupied = any(out.iterdir())

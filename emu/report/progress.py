@@ -11,29 +11,28 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 _REDRAW_S = 0.1
 
 
-class ProgressBars:
-    """What the user watches while a command runs; silent unless stderr is a terminal.
+class Bars:
+    """Bars on stderr; silent unless that is a terminal.
 
     Args:
+        columns: what stands right of a bar.
         quiet: stay silent on a terminal too.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
-        self._label = ""
         self._drawn_at = 0.0
         if not quiet and sys.stderr.isatty():
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
+                *columns,
                 console=Console(stderr=True),
                 auto_refresh=False,
                 transient=True,
@@ -51,6 +50,24 @@ class ProgressBars:
     ) -> None:
         if self._bars:
             self._bars.stop()
+
+    def _refresh(self, bars: Progress, fraction: float) -> None:
+        """Draw, unless that has just been done and there is more to come."""
+        if fraction >= 1.0 or time.monotonic() - self._drawn_at >= _REDRAW_S:
+            bars.refresh()
+            self._drawn_at = time.monotonic()
+
+
+class ProgressBars(Bars):
+    """What the user watches while a command runs.
+
+    Args:
+        quiet: stay silent on a terminal too.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(), quiet=quiet)
+        self._label = ""
 
     def read(self, done: int, total: int) -> None:
         """Bytes of a capture read."""
@@ -77,6 +94,4 @@ class ProgressBars:
             self._task, self._label = self._bars.add_task(label, total=1.0), label
             self._drawn_at = 0.0
         self._bars.update(self._task, completed=fraction)
-        if fraction >= 1.0 or time.monotonic() - self._drawn_at >= _REDRAW_S:
-            self._bars.refresh()
-            self._drawn_at = time.monotonic()
+        self._refresh(self._bars, fraction)

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import TextColumn
 
-_REDRAW_S = 0.1
+from emu.report.progress import Bars
 
 
-class SweepProgress:
-    """A bar on stderr; silent unless that is a terminal.
+class SweepProgress(Bars):
+    """One bar, whatever is done.
 
     Args:
         quiet: stay silent on a terminal too.
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        super().__init__(TextColumn("{task.fields[left]}"), quiet=quiet)
         self._first: tuple[int, float] | None = None
-        self._drawn_at = 0.0
-        if not quiet and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=Console(stderr=True),
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=1.0, left="")
+        super().__enter__()
+        if self._bars:
+            self._task = self._bars.add_task("", total=1.0, left="")
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def compiled(self, done: int, known: int) -> None:
         """Functions compiled; happens once for each version of the source."""
@@ -61,12 +39,10 @@ class SweepProgress:
         self._draw(f"{done} of {most} cells", done / most if most else 1.0, left)
 
     def _draw(self, label: str, fraction: float, left: str) -> None:
-        if self._bar is None or self._task is None:
+        if self._bars is None or self._task is None:
             return
-        self._bar.update(self._task, description=label, completed=fraction, left=left)
-        if fraction >= 1.0 or time.monotonic() - self._drawn_at >= _REDRAW_S:
-            self._bar.refresh()
-            self._drawn_at = time.monotonic()
+        self._bars.update(self._task, description=label, completed=fraction, left=left)
+        self._refresh(self._bars, fraction)
 
 
 def time_left(done: int, left: int, took_s: float) -> str:

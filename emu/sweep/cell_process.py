@@ -205,9 +205,7 @@ def _environment(cell: Cell) -> tuple[dict[str, Any], list[str]]:
     if not cell.is_measured:
         return {"emu": emu_version()}, []
     known = environment()
-    hypervisor = cell.config.hypervisor
-    servers = hypervisor.servers if hypervisor.service == "process" else 0
-    return known, scheduling_warnings(known, cell.config.machine.cpus, servers)
+    return known, scheduling_warnings(known, cell.config.machine.cpus, cell.config.servers)
 
 
 @contextmanager

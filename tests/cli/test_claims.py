@@ -6,6 +6,7 @@ import pytest
 
 from emu.analysis.claims import CANNOT_BE_SHOWN, DOES_NOT_HOLD, HOLDS, Finding, Interval
 from emu.claims import measure
+from emu.experiment import DeathError
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_what_was_measured_before_an_interruption_is_shown(emu, found):
 
 
 def test_a_process_that_died_is_told(emu, found):
-    found.append(measure.DeathError("DMA: cpu 0 died"))
+    found.append(DeathError("DMA: cpu 0 died"))
     assert emu("claims")[0] == 3
 
 
