@@ -104,8 +104,8 @@ def _map_segments(cpu: Any, domain: Any, iova_pfn: int, phys_pfn: int, segments:
     for i in range(nents):
         length = element(int32_t, segments, i).value
         if not s390_iommu_map_pages(cpu, domain, iova_pfn + done, phys_pfn + 2 * done, length):
-            s390_iommu_unmap_pages(cpu, domain, iova_pfn, done)
             if done:
+                s390_iommu_unmap_pages(cpu, domain, iova_pfn, done)
                 s390_iommu_iotlb_sync(cpu, domain, iova_pfn, done)
             return False
         done += length

@@ -105,20 +105,39 @@ def note_own_flush(cpu: Any, oracle_address: int, start_pfn: int, end_pfn: int, 
 # --- the life of a page -----------------------------------------------------------------------------------------------
 
 
-@slow
+@inline
 def check_handed_out(cpu: Any, oracle_address: int, pfn: int, pages: int) -> None:
     """An address range has been allocated: every page of it must have been free."""
     oracle = deref(oracle_t, oracle_address)
     charge(cpu, COST_CHECK_PAGE, pages)
     words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
     write_lines(cpu, words, pages * _WORD_BYTES)
-    seen = 0
-    for i in range(pages):
-        seen |= element(int64_t, words, i).value
+    seen = element(int64_t, words, 0).value
+    if pages > 1:
+        seen |= _states_of_rest(words, pages)
     if seen & PAGE_STATE:
         _report_in_use(cpu, words, pfn, pages)
-    word = read_once(oracle, "started") << EPOCH_SHIFT | PAGE_IN_USE | (seen & PAGE_UNDONE)
-    for i in range(pages):
+    _write_words(words, pages, read_once(oracle, "started") << EPOCH_SHIFT | PAGE_IN_USE | (seen & PAGE_UNDONE))
+
+
+@slow
+def _states_of_rest(words: int, pages: int) -> int:
+    seen = 0
+    for i in range(1, pages):
+        seen |= element(int64_t, words, i).value
+    return seen
+
+
+@inline
+def _write_words(words: int, pages: int, word: int) -> None:
+    element(int64_t, words, 0).value = word
+    if pages > 1:
+        _write_rest(words, pages, word)
+
+
+@slow
+def _write_rest(words: int, pages: int, word: int) -> None:
+    for i in range(1, pages):
         element(int64_t, words, i).value = word
 
 
@@ -130,19 +149,17 @@ def _report_in_use(cpu: Any, words: int, pfn: int, pages: int) -> None:
             note_violation(cpu, HANDED_OUT_TWICE, pfn + i, PAGE_FREE, word & PAGE_STATE)
 
 
-@slow
+@inline
 def note_unmapped(cpu: Any, oracle_address: int, pfn: int, pages: int) -> None:
     """The table entries of a range have just been cleared."""
     oracle = deref(oracle_t, oracle_address)
     words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
     write_lines(cpu, words, pages * _WORD_BYTES)
     # After the exchanges that cleared the entries, which are fully ordered: pairs with begin_flush().
-    word = smp_load_acquire(oracle, "started") << EPOCH_SHIFT | PAGE_UNMAPPED
-    for i in range(pages):
-        element(int64_t, words, i).value = word
+    _write_words(words, pages, smp_load_acquire(oracle, "started") << EPOCH_SHIFT | PAGE_UNMAPPED)
 
 
-@slow
+@inline
 def check_given_back(cpu: Any, oracle_address: int, pfn: int, pages: int) -> None:
     """An address range becomes allocatable: a flush that began after its unmap must have ended."""
     oracle = deref(oracle_t, oracle_address)
@@ -151,19 +168,27 @@ def check_given_back(cpu: Any, oracle_address: int, pfn: int, pages: int) -> Non
     write_lines(cpu, words, pages * _WORD_BYTES)
     # Acquire: pairs with the exchange in end_flush().
     unflushed = smp_load_acquire(oracle, "finished") << EPOCH_SHIFT
-    other = latest = 0
-    for i in range(pages):
-        word = element(int64_t, words, i).value
-        other |= (word & (PAGE_STATE | PAGE_UNDONE)) ^ PAGE_UNMAPPED
-        latest = max(latest, word)
+    word = element(int64_t, words, 0).value
+    is_right = (word & (PAGE_STATE | PAGE_UNDONE)) == PAGE_UNMAPPED and word < unflushed
+    if is_right and pages > 1:
+        is_right = _is_rest_flushed(words, pages, unflushed)
     undone = 0
-    if other or latest >= unflushed:
+    if not is_right:
         undone = _judge_given_back(cpu, oracle, words, pfn, pages)
     word = read_once(oracle, "started") << EPOCH_SHIFT | PAGE_FREE | undone
     # A device that sees the page free finds nothing of it any longer: pairs with the acquire in dma_access().
     smp_wmb()
-    for i in range(pages):
-        element(int64_t, words, i).value = word
+    _write_words(words, pages, word)
+
+
+@slow
+def _is_rest_flushed(words: int, pages: int, unflushed: int) -> bool:
+    other = latest = 0
+    for i in range(1, pages):
+        word = element(int64_t, words, i).value
+        other |= (word & (PAGE_STATE | PAGE_UNDONE)) ^ PAGE_UNMAPPED
+        latest = max(latest, word)
+    return other == 0 and latest < unflushed
 
 
 @slow

@@ -35,21 +35,22 @@ def test_what_is_drawn_can_nearly_always_run():
     assert wanted == {"processes": 1, "threads": 1, "sim": 1}
 
 
-def drawn_by(seed, monkeypatch, complaint_of=lambda _config: None):
-    """What a hunt that runs nothing has drawn, and what it found."""
+def drawn_by(seed, monkeypatch, complaint_of=lambda _config: None, most=None):
+    """What a hunt that runs nothing has drawn, and what it found; it ends after `most` machines, or a second."""
     drawn = []
 
     def attempt(config):
         drawn.append(config.to_toml())
-        return Trial(complaint_of(config), ops=1)
+        return Trial(complaint_of(config), ops=1, interrupted=len(drawn) == most)
 
     monkeypatch.setattr(hunting, "attempt", attempt)
-    return drawn, hunt(seed, 1.0)
+    return drawn, hunt(seed, 1.0 if most is None else 60.0)
 
 
 def test_a_seed_draws_the_same_machines(monkeypatch):
-    first, second = (drawn_by(7, monkeypatch)[0][:20] for _ in range(2))
-    assert first == second != drawn_by(8, monkeypatch)[0][:20]
+    first, second = (drawn_by(7, monkeypatch, most=20)[0] for _ in range(2))
+    assert len(first) == 20
+    assert first == second != drawn_by(8, monkeypatch, most=20)[0]
 
 
 def test_what_fails_is_made_small_and_can_be_read_back(monkeypatch, tmp_path):
