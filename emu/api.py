@@ -74,6 +74,7 @@ class Settings(TypedDict, total=False):
     fq_size: int
     fq_timeout: float
     on_overrun: Literal["kernel", "wait"]
+    policy: str | Path
     switch: str | Sequence[str]
     bug: str | Sequence[str]
     fault: str | Sequence[str]

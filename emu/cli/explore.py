@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
 from emu.cli.options import QuietOption, whole_number
-from emu.config import DomainType
+from emu.config import QUEUED, DomainType
+from emu.policy import PolicyError, find_policy, read_policy
 
 if TYPE_CHECKING:
     from emu.explore.bounds import Bounds
@@ -56,6 +57,9 @@ def explore(
         str, Parameter(help="Hypervisor: kvm shadows the tables, bare-metal does not; default kvm.")
     ] = "kvm",
     bug: Annotated[list[str] | None, Parameter(negative=(), help="As in emu run.")] = None,
+    policy: Annotated[
+        str | None, Parameter(metavar="FILE", help="A policy's Python file, or a name, as in emu run.")
+    ] = None,
     memory: Annotated[
         str,
         Parameter(
@@ -106,10 +110,13 @@ def explore(
         "preset": preset,
         "bugs": tuple(bug or ()),
         "ordering": memory,
+        "policy": None if policy is None else find_policy(policy, Path.cwd()),
     }
     most = _most_preemptions(preemptions)
     if schedule and not schedule.is_file():
         raise Failure(f"--schedule {schedule}: no such file; --save writes one")
+    if policy is not None:
+        _check_policy(options)
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         return _interpreted()
     if schedule:
@@ -119,6 +126,15 @@ def explore(
 
     limits = Limits(preemptions=most, seconds=seconds, schedules=schedules, refine_s=shorten)
     return _search(_bounds(options), limits, save, every_line=every_line, as_json=json, quiet=quiet)
+
+
+def _check_policy(options: dict[str, Any]) -> None:
+    if not QUEUED & {options["domain"], options["switch"]}:
+        raise Failure(f"--policy: a domain of type {options['domain']} has no flush queue; explore DMA-FQ or DMA-SQ")
+    try:
+        read_policy(options["policy"])
+    except PolicyError as error:
+        raise Failure(f"--policy: {error}") from None
 
 
 def _programs(program: list[str] | None, cpus: int, ops: int) -> tuple[tuple[str, ...], ...]:
@@ -200,7 +216,9 @@ def _search(bounds: Bounds, limits: Limits, save: Path | None, *, every_line: bo
     else:
         print_result(bounds, limits, result, wrap_at=_width())
     if result.found:
-        schedule = Schedule.of(bounds, result.found, machine.layout.segment.base, os.environ.get("EMU_MUTANT"))
+        schedule = Schedule.of(
+            bounds, result.found, machine.layout.segment.base, os.environ.get("EMU_MUTANT"), _key(machine)
+        )
         page = _told(schedule, every_line=every_line)
         if not as_json:
             print()
@@ -213,6 +231,10 @@ def _search(bounds: Bounds, limits: Limits, save: Path | None, *, every_line: bo
             print(f"\nSchedule: {save}", file=sys.stderr if as_json else sys.stdout)
         return VIOLATION
     return INTERRUPTED if result.stopped_by == "Ctrl-C" else FINE
+
+
+def _key(machine: Any) -> str | None:
+    return machine.policy.source.key if machine.policy else None
 
 
 def _width() -> int:
@@ -235,6 +257,13 @@ def _told(schedule: Any, *, every_line: bool) -> list[str]:
     return [*page, "", f"{violation.kind}: {violation.text}" if violation else "Nothing was violated."]
 
 
+def _policy_key(named: str) -> str:
+    try:
+        return read_policy(named).key
+    except PolicyError as error:
+        raise Failure(str(error)) from None
+
+
 def _again(path: Path, *, every_line: bool) -> int:
     from emu.explore.schedule import ScheduleError, read_schedule
     from emu.native.compile import source_key
@@ -249,6 +278,8 @@ def _again(path: Path, *, every_line: bool) -> int:
         raise Failure(f"{path} was found {needed}; run it so")
     if schedule.source != source_key():
         print(f"emu explore: {path} is of another version of the source; it may lead elsewhere", file=sys.stderr)
+    if schedule.bounds.policy and schedule.policy != _policy_key(schedule.bounds.policy):
+        print(f"emu explore: {schedule.bounds.policy} has been edited since; it may lead elsewhere", file=sys.stderr)
     page = _told(schedule, every_line=every_line)
     print("\n".join(page))
     return FINE if page[-1] == "Nothing was violated." else VIOLATION

@@ -41,6 +41,7 @@ _FLAGS = {
     "fq_size": ("domain", "fq_size"),
     "fq_timeout": ("domain", "fq_timeout_ms"),
     "on_overrun": ("domain", "on_overrun"),
+    "policy": ("domain", "policy"),
     "workload": ("workload", "name"),
     "seconds": ("machine", "seconds"),
     "ops": ("machine", "ops"),
@@ -128,6 +129,15 @@ class MachineOptions:
         Parameter(
             help="An append to a full ring: kernel loses the ring's IOVAs as Linux does, wait looks again; "
             "default kernel."
+        ),
+    ] = None
+    policy: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help="What decides about flush queues instead of Linux: a policy's Python file, or the name of one that "
+            "comes with emu: adaptive_timeout, batching, free_too_early, kernel or per_node_queues; see "
+            "docs/policies.md.",
         ),
     ] = None
     switch: Annotated[
