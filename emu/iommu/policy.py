@@ -1,7 +1,7 @@
-"""What a flush queue leaves to a policy: which ring, when to flush and what, how long to wait, what to free.
+"""What a flush queue leaves to a policy: which ring, when to flush, range or global, how long to wait, what to free.
 
-The steps below are asked for by name where `flush_queue.py` and `dma.py` have to decide. Built in is what Linux does; it
-vanishes into the hot path. A policy of the user's gives some of them another meaning (`put_in`), for machines whose
+The steps below are asked for by name where `flush_queue.py` and `dma.py` have to decide. Built in is what Linux does;
+it vanishes into the hot path. A policy of the user's gives some of them another meaning (`put_in`), for machines whose
 contexts are marked with its name, so that neither pays for the other. What it answers is looked at before it is used:
 a ring that there is not is a violation that is counted, never a write into foreign memory.
 
