@@ -253,12 +253,15 @@ def _flush_rings_by_range(cpu: Any, cookie: Any) -> bool:
 
 @slow
 def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
-    """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
+    """The timer: one flush, then free on every ring, into the caches of the CPU that armed it.
+
+    Where a policy has every ring flushed by its ranges there is no flush of everything.
+    """
     write_once(cookie.fq_timer_on, "counter", 0)
-    cpu.ctrs.flushes_timeout += 1
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
     if _flush_rings_by_range(cpu, cookie):
         return
+    cpu.ctrs.flushes_timeout += 1
     fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
     fq_free_rings(cpu, cookie)
 
