@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import QuietOption, whole_number
+from emu.cli.options import QuietOption, checked_policy, whole_number
 from emu.config import QUEUED, DomainType
-from emu.policy import PolicyError, find_policy, read_policy
+from emu.policy import PolicyError, read_policy
 
 if TYPE_CHECKING:
     from emu.explore.bounds import Bounds
@@ -110,13 +110,13 @@ def explore(
         "preset": preset,
         "bugs": tuple(bug or ()),
         "ordering": memory,
-        "policy": None if policy is None else find_policy(policy, Path.cwd()),
+        "policy": None if policy is None else checked_policy(policy),
     }
     most = _most_preemptions(preemptions)
     if schedule and not schedule.is_file():
         raise Failure(f"--schedule {schedule}: no such file; --save writes one")
-    if policy is not None:
-        _check_policy(options)
+    if policy is not None and not QUEUED & {domain, switch}:
+        raise Failure(f"--policy: a domain of type {domain} has no flush queue; explore DMA-FQ or DMA-SQ")
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         return _interpreted()
     if schedule:
@@ -126,15 +126,6 @@ def explore(
 
     limits = Limits(preemptions=most, seconds=seconds, schedules=schedules, refine_s=shorten)
     return _search(_bounds(options), limits, save, every_line=every_line, as_json=json, quiet=quiet)
-
-
-def _check_policy(options: dict[str, Any]) -> None:
-    if not QUEUED & {options["domain"], options["switch"]}:
-        raise Failure(f"--policy: a domain of type {options['domain']} has no flush queue; explore DMA-FQ or DMA-SQ")
-    try:
-        read_policy(options["policy"])
-    except PolicyError as error:
-        raise Failure(f"--policy: {error}") from None
 
 
 def _programs(program: list[str] | None, cpus: int, ops: int) -> tuple[tuple[str, ...], ...]:

@@ -14,6 +14,7 @@ from cyclopts import Parameter, Token
 from emu.cli.failure import Failure
 from emu.config import Config, ConfigError, DomainType, load
 from emu.fault import SYNTAX
+from emu.policy import PolicyError, find_policy, read_policy
 
 Override = tuple[str, str, Any]
 """(section, key, value) of one value given on the command line."""
@@ -321,6 +322,20 @@ def configured(
             "add --engine sim"
         )
     return config
+
+
+def checked_policy(named: str) -> str:
+    """What --policy names, wherever we are, read and found sound.
+
+    Raises:
+        Failure: it is not.
+    """
+    found = find_policy(named, Path.cwd())
+    try:
+        read_policy(found)
+    except PolicyError as error:
+        raise Failure(f"--policy: {error}") from None
+    return found
 
 
 def check_timeline(config: Config) -> None:

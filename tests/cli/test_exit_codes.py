@@ -62,6 +62,7 @@ def test_all_domains_run_under_the_same_load(machine, emu):
         (("compare", "--vary", "domain.policy=kernel,nosuch"), "no policy nosuch; emu has"),
         (("explore", "--policy", "nosuch.py"), "emu explore: --policy: cannot read "),
         (("explore", "--policy", "wrong.py"), "wrong.py:4: nobody asks for ring"),
+        (("stress", "--policy", "nosuch"), "--policy: no policy nosuch; emu has"),
         (("explore", "--domain", "DMA", "--policy", "kernel"), "a domain of type DMA has no flush queue"),
         (("run", "--out", "full"), "--out full is not empty"),
         (("run", "--out", "broken.toml/results"), "--out broken.toml/results cannot be used"),

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from emu.explore.bounds import Bounds
+from emu.explore.machine import Machine
+from emu.explore.search import Limits, Search
+from emu.explore.world import Ordering
 from emu.native.atomics import interpreted
 
 pytestmark = pytest.mark.interpreted
@@ -19,10 +23,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 def explored(policy, *, preemptions, programs=(("unmap", "unmap"),) * 2, **bounds):
     """What a search over a small machine of a policy comes to."""
-    from emu.explore.bounds import Bounds
-    from emu.explore.machine import Machine
-    from emu.explore.search import Limits, Search
-
     machine = Machine(Bounds(programs, policy=str(policy), on_overrun="wait", **bounds))
     with machine.ready():
         return Search(machine.world, Limits(preemptions=preemptions, refine_s=0)).run()
@@ -48,8 +48,6 @@ def test_batches_of_several_are_flushed_by_whoever_fills_them_or_by_the_timer():
 @in_process
 @pytest.mark.parametrize("memory", ["tso", "pso"])
 def test_a_batch_is_safe_with_stores_that_are_late(memory):
-    from emu.explore.world import Ordering
-
     found = explored("batching", preemptions=2, ordering=Ordering(memory))
     assert found.found is None
 
