@@ -1,8 +1,9 @@
 """One ring for each node of a few CPUs, between Linux's one for each CPU and one for all.
 
-The CPUs of a node share a ring, its lock and its cache lines, and nobody else's. Fewer rings fill faster, so that a
-full one asks for fewer flushes than a CPU's own would, as more is on it than one CPU has unmapped; and the timer, which
-goes through every ring there is, has fewer to go through.
+The CPUs of a node share a ring, its lock and its cache lines, and nobody else's. A flush of everything empties all
+rings, so with fewer of them, of one size, flushes are needed sooner, and what was unmapped is within reach for a
+shorter time; rings that are larger by as much put off the flushes as before, and the timer, which goes through every
+ring there is, has fewer to go through.
 """
 
 from typing import Any
