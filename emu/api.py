@@ -63,6 +63,7 @@ class Settings(TypedDict, total=False):
 
     Attributes:
         domain, switch, bug, fault, restart: one text, or several.
+        policy: a policy's file, or the name of one that comes with emu.
         set: any value of the description, as in `{"hypervisor.walk_ns": 2.5}`.
         costs: a file of `emu doctor --calibrate`, with the engine sim.
     """
@@ -74,6 +75,7 @@ class Settings(TypedDict, total=False):
     fq_size: int
     fq_timeout: float
     on_overrun: Literal["kernel", "wait"]
+    policy: str | Path
     switch: str | Sequence[str]
     bug: str | Sequence[str]
     fault: str | Sequence[str]
@@ -550,6 +552,8 @@ def _place(setting: str, written: str) -> tuple[str, str]:
 def _value(name: str, value: Any) -> Any:
     if name == "switch":
         return [parse_switch(text) for text in _several(value)]
+    if name == "policy":
+        return str(value)
     return _several(value) if name in _MANY else value
 
 

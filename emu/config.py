@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from emu.fault import TO_COMPLETIONS, Fault, parse_fault
+from emu.policy import PolicyError, find_policy, read_policy
 
 DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
 QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
@@ -156,6 +157,11 @@ class DomainConfig(_Section):
     )
     iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
     fq_memory_mb: int = Field(1024, ge=0, le=1 << 20, description="most memory the rings may take, in MiB")
+    policy: str | None = Field(
+        None,
+        description="what decides about flush queues instead of Linux: a Python file, beside the description that "
+        "names it, or the name of one that comes with emu, see [policies](policies.md)",
+    )
     bugs: list[Literal["init-fq-before-type", "queue-before-type", "reuse-unflushed"]] = Field(
         default_factory=list,
         description="bugs on purpose; of a switch to a lazy type: the queue is built from the type not yet set; "
@@ -319,7 +325,8 @@ class Config(_Section):
             )
         if self.machine.devices and not self.machine.check:
             raise ValueError("machine.devices needs machine.check, which knows what an access ought to find")
-        queue_options = {"fq_size", "fq_timeout_ms", "on_overrun"} & self.domain.model_fields_set
+        given = {key for key in self.domain.model_fields_set if getattr(self.domain, key) is not None}
+        queue_options = {"fq_size", "fq_timeout_ms", "on_overrun", "policy"} & given
         if queue_options and not self.lazy_types:
             raise ValueError(
                 f"domain.{min(queue_options)} needs a domain with a flush queue; add DMA-FQ or DMA-SQ to types"
@@ -518,6 +525,7 @@ def load(
         from_file.pop("hypervisor", None)
     data: dict[str, Any] = {}
     _merge(data, _preset(name), f"preset {name}")
+    _place_policy(from_file.get("domain"), machine_file.parent if machine_file else Path.cwd())
     _merge(data, from_file, str(machine_file))
     costs = _read_costs(costs_file) if costs_file else {}
     _merge(data, costs, str(costs_file))
@@ -528,12 +536,28 @@ def load(
             data["machine"].pop("seconds", None)
         elif (section, key) == ("machine", "seconds"):
             data["machine"].pop("ops", None)
+        elif (section, key) == ("domain", "policy"):
+            _place_policy(data["domain"], Path.cwd())
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
             complaint(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
         ) from None
+    if config.domain.policy is not None:
+        try:
+            read_policy(config.domain.policy)
+        except PolicyError as error:
+            is_typed = any((section, key) == ("domain", "policy") for section, key, _ in given)
+            where = "command line" if is_typed or not machine_file else str(machine_file)
+            raise ConfigError(f"{where}: domain.policy: {error}") from None
+    return config
+
+
+def _place_policy(domain: Any, folder: Path) -> None:
+    """Have a section that names a policy's file name it wherever we are."""
+    if isinstance(domain, dict) and isinstance(domain.get("policy"), str):
+        domain["policy"] = find_policy(domain["policy"], folder)
 
 
 def _culprit(

@@ -12,13 +12,23 @@ from emu.analysis.machine_log import Clock, Entry, log_entries
 from emu.analysis.run_result import run_result
 from emu.config import Config, DomainType
 from emu.machine.event_writer import EventCollector
+from emu.machine.policy import policy_of
 from emu.machine.recording import Recording
 from emu.machine.supervisor import MachineError, compile_machine
 from emu.machine.supervisor import run_machine as _run_machine
 from emu.workload.build import build_workload
 from emu.workload.program import Workload
 
-__all__ = ["DeathError", "EventCollector", "MachineError", "Outcome", "compile_machine", "run_machine", "run_whole"]
+__all__ = [
+    "DeathError",
+    "EventCollector",
+    "MachineError",
+    "Outcome",
+    "compile_machine",
+    "policy_of",
+    "run_machine",
+    "run_whole",
+]
 
 
 class DeathError(Exception):

@@ -66,7 +66,7 @@ sys.path.insert(0, str(ROOT))
 from numba.core import config as numba_config
 
 from emu.analysis.environment import environment
-from emu.config import cores, load
+from emu.config import DomainType, cores, load
 from emu.experiment import MachineError, run_machine
 from emu.hypervisor import service, state
 from emu.iommu import counters, dma, domain, flush_queue, io_pgtable, iova, s390_iommu, s390_legacy
@@ -75,6 +75,7 @@ from emu.machine.calibration import bound_to_one_core
 from emu.machine.context import cpu_t
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine
+from emu.machine.policy import policy_of
 from emu.native import atomics, clock, histogram, lock, rbtree, timer
 from emu.native import time as time_of_cpu
 from emu.native.compile import compile_entries, entry
@@ -390,12 +391,15 @@ class Bench:
 
     Args:
         overrides: of the description, as emu.config.load takes them.
+        domain_type: what it begins as.
     """
 
-    def __init__(self, overrides: list[tuple[str, str, Any]]) -> None:
+    def __init__(self, overrides: list[tuple[str, str, Any]], domain_type: DomainType = "DMA-SQ") -> None:
         alone = [("machine", "cpus", 1), ("machine", "check", False), ("workload", "name", "map_benchmark")]
         config = load(preset="lpar", overrides=[*alone, *overrides])
-        self.layout = Layout(config, "DMA-SQ", build_workload(config), real_time=False)
+        self.policy = policy_of(config)
+        workload = build_workload(config)
+        self.layout = Layout(config, domain_type, workload, real_time=False, policy=self.policy)
         self.segment = self.layout.segment
         self.context = self.segment.address("contexts", 0)
         self.fq_size = self.layout.fq_size

@@ -16,7 +16,7 @@ from emu.native.events import is_any_of
 CODES_OF_FLUSHES = (EVENT_FLUSH, EVENT_FLUSHED, EVENT_RPCIT_DONE)
 """Events of which flushes are put together."""
 
-CAUSES = ("full", "timeout", "no_resources", "wrap")
+CAUSES = ("full", "timeout", "no_resources", "wrap", "early")
 """Names of CAUSE_*, as `flushes` in summary.json has them."""
 
 flush_t = np.dtype(

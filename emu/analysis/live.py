@@ -37,7 +37,7 @@ STARTING, RUNNING, FLUSHING, QUEUED, SERVED, RESTING, FINISHED, DEAD = (
 """What a process does: it has not begun; nothing that could be told; a flush of the queue; it waits for the hypervisor;
 the hypervisor serves its request; it rests while no driver is bound; it has ended; it died."""
 
-CAUSES = ("full", "timeout", "no_resources", "wrap")
+CAUSES = ("full", "timeout", "no_resources", "wrap", "early")
 _TYPE_NAMES = {number: name for name, number in DOMAIN_TYPES.items()}
 
 

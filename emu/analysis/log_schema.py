@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 SCHEMA = 1
 
-Cause = Literal["full", "timeout", "no_resources", "wrap"]
+Cause = Literal["full", "timeout", "no_resources", "wrap", "early"]
 
 
 class Entry(BaseModel):

@@ -93,5 +93,11 @@ _SENTENCES: dict[str, Callable[[int, int], str]] = {
     "stale_after_reuse": lambda expected, found: (
         f"a device reached {found:#x} by an old entry after the address had been handed out for {_entry(expected)}"
     ),
+    "no_such_ring": lambda expected, found: (
+        f"the policy put it on ring {found}, but there are {expected}, counted from 0; another was taken"
+    ),
+    "no_such_timeout": lambda expected, found: (
+        f"the policy armed the timer for {found} ns, which is not in 1 to {expected}; the usual time was taken"
+    ),
 }
 """From what was expected and found to a sentence, for each kind."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import QuietOption, whole_number
-from emu.config import DomainType
+from emu.cli.options import QuietOption, checked_policy, whole_number
+from emu.config import QUEUED, DomainType
+from emu.policy import PolicyError, read_policy
 
 if TYPE_CHECKING:
     from emu.explore.bounds import Bounds
@@ -56,6 +57,9 @@ def explore(
         str, Parameter(help="Hypervisor: kvm shadows the tables, bare-metal does not; default kvm.")
     ] = "kvm",
     bug: Annotated[list[str] | None, Parameter(negative=(), help="As in emu run.")] = None,
+    policy: Annotated[
+        str | None, Parameter(metavar="FILE", help="A policy's Python file, or a name, as in emu run.")
+    ] = None,
     memory: Annotated[
         str,
         Parameter(
@@ -106,10 +110,13 @@ def explore(
         "preset": preset,
         "bugs": tuple(bug or ()),
         "ordering": memory,
+        "policy": None if policy is None else checked_policy(policy),
     }
     most = _most_preemptions(preemptions)
     if schedule and not schedule.is_file():
         raise Failure(f"--schedule {schedule}: no such file; --save writes one")
+    if policy is not None and not QUEUED & {domain, switch}:
+        raise Failure(f"--policy: a domain of type {domain} has no flush queue; explore DMA-FQ or DMA-SQ")
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         return _interpreted()
     if schedule:
@@ -200,7 +207,9 @@ def _search(bounds: Bounds, limits: Limits, save: Path | None, *, every_line: bo
     else:
         print_result(bounds, limits, result, wrap_at=_width())
     if result.found:
-        schedule = Schedule.of(bounds, result.found, machine.layout.segment.base, os.environ.get("EMU_MUTANT"))
+        schedule = Schedule.of(
+            bounds, result.found, machine.layout.segment.base, os.environ.get("EMU_MUTANT"), _key(machine)
+        )
         page = _told(schedule, every_line=every_line)
         if not as_json:
             print()
@@ -213,6 +222,10 @@ def _search(bounds: Bounds, limits: Limits, save: Path | None, *, every_line: bo
             print(f"\nSchedule: {save}", file=sys.stderr if as_json else sys.stdout)
         return VIOLATION
     return INTERRUPTED if result.stopped_by == "Ctrl-C" else FINE
+
+
+def _key(machine: Any) -> str | None:
+    return machine.policy.source.key if machine.policy else None
 
 
 def _width() -> int:
@@ -235,6 +248,13 @@ def _told(schedule: Any, *, every_line: bool) -> list[str]:
     return [*page, "", f"{violation.kind}: {violation.text}" if violation else "Nothing was violated."]
 
 
+def _policy_key(named: str) -> str:
+    try:
+        return read_policy(named).key
+    except PolicyError as error:
+        raise Failure(str(error)) from None
+
+
 def _again(path: Path, *, every_line: bool) -> int:
     from emu.explore.schedule import ScheduleError, read_schedule
     from emu.native.compile import source_key
@@ -249,6 +269,8 @@ def _again(path: Path, *, every_line: bool) -> int:
         raise Failure(f"{path} was found {needed}; run it so")
     if schedule.source != source_key():
         print(f"emu explore: {path} is of another version of the source; it may lead elsewhere", file=sys.stderr)
+    if schedule.bounds.policy and schedule.policy != _policy_key(schedule.bounds.policy):
+        print(f"emu explore: {schedule.bounds.policy} has been edited since; it may lead elsewhere", file=sys.stderr)
     page = _told(schedule, every_line=every_line)
     print("\n".join(page))
     return FINE if page[-1] == "Nothing was violated." else VIOLATION

@@ -14,6 +14,7 @@ from cyclopts import Parameter, Token
 from emu.cli.failure import Failure
 from emu.config import Config, ConfigError, DomainType, load
 from emu.fault import SYNTAX
+from emu.policy import PolicyError, find_policy, read_policy
 
 Override = tuple[str, str, Any]
 """(section, key, value) of one value given on the command line."""
@@ -41,6 +42,7 @@ _FLAGS = {
     "fq_size": ("domain", "fq_size"),
     "fq_timeout": ("domain", "fq_timeout_ms"),
     "on_overrun": ("domain", "on_overrun"),
+    "policy": ("domain", "policy"),
     "workload": ("workload", "name"),
     "seconds": ("machine", "seconds"),
     "ops": ("machine", "ops"),
@@ -128,6 +130,15 @@ class MachineOptions:
         Parameter(
             help="An append to a full ring: kernel loses the ring's IOVAs as Linux does, wait looks again; "
             "default kernel."
+        ),
+    ] = None
+    policy: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help="What decides about flush queues instead of Linux: a policy's Python file, or the name of one that "
+            "comes with emu: adaptive_timeout, batching, free_too_early, kernel or per_node_queues; see "
+            "docs/policies.md.",
         ),
     ] = None
     switch: Annotated[
@@ -311,6 +322,20 @@ def configured(
             "add --engine sim"
         )
     return config
+
+
+def checked_policy(named: str) -> str:
+    """What --policy names, wherever we are, read and found sound.
+
+    Raises:
+        Failure: it is not.
+    """
+    found = find_policy(named, Path.cwd())
+    try:
+        read_policy(found)
+    except PolicyError as error:
+        raise Failure(f"--policy: {error}") from None
+    return found
 
 
 def check_timeline(config: Config) -> None:

@@ -19,6 +19,7 @@ from emu.cli.options import OutputOptions
 from emu.config import Config, ConfigError, DomainType
 from emu.experiment import EventCollector, MachineError, Outcome, run_machine
 from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
+from emu.policy import read_policy
 from emu.report.plain import one_line, plain
 from emu.report.progress import ProgressBars
 from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
@@ -102,7 +103,7 @@ class Session:
         return not (self._interrupted or self._error or self._died)
 
     def __enter__(self) -> Self:
-        self._folder.write("config.toml", self._config.to_toml())
+        self._write_config()
         self._folder.log(
             f"{self._command}_started",
             schema=SCHEMA,
@@ -123,6 +124,16 @@ class Session:
         self._folder.log(f"{self._command}_finished", exit_code=self.exit_code, error=repr(error) if error else None)
         self._folder.close()
         self._complain()
+
+    def _write_config(self) -> None:
+        """The description and, beside it, the policy that it names, so that it runs wherever the folder is."""
+        config = self._config
+        if config.domain.policy is not None:
+            source = read_policy(config.domain.policy)
+            kept = f"{source.name}.py"
+            self._folder.write(kept, source.text)
+            config = config.model_copy(update={"domain": config.domain.model_copy(update={"policy": kept})})
+        self._folder.write("config.toml", config.to_toml())
 
     def run_domains(self, workload_of: Callable[[], Workload], *, real_time: bool = False) -> None:
         """Run every domain of the description under one load, until one fails.

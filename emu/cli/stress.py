@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from emu.cli.failure import FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import QuietOption, whole_number
+from emu.cli.options import QuietOption, checked_policy, whole_number
 
 if TYPE_CHECKING:
     from emu.stress.hunt import Hunt
@@ -23,6 +23,14 @@ def stress(
     minutes: Annotated[float, Parameter(help="How long; default 1.")] = 1.0,
     seed: Annotated[
         int | None, Parameter(converter=whole_number, help="Of everything random; default another one each time.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help="Only machines with a flush queue, and this policy decides about it: a Python file, or a name, as in "
+            "emu run.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, Parameter(help="Folder for what fails, new or empty; default a new one in emu-runs/.")
@@ -37,6 +45,7 @@ def stress(
         raise Failure(f"--minutes: must be more than 0 and at most {_LONGEST_MINUTES:g}, not {minutes:g}")
     if seed is not None and seed < 0:
         raise Failure(f"--seed: must be at least 0, not {seed}")
+    named = None if policy is None else checked_policy(policy)
     try:
         from emu.stress.hunt import hunt
     except ModuleNotFoundError as error:
@@ -53,6 +62,7 @@ def stress(
             chosen,
             minutes * 60,
             lambda state, part: bars.ran(f"{state.machines.total()} machines", min(part, 1.0)),
+            named,
         )
     _report(found)
     if found.failing is not None:

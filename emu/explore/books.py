@@ -249,7 +249,7 @@ class Books:
         if cookie.qt == SINGLE_QUEUE:
             return [self.records.at(iova_fq, cookie.single_fq)]
         first = cookie.percpu_fq
-        return [self.records.at(iova_fq, first + i * iova_fq.itemsize) for i in range(cookie.num_possible_cpus)]
+        return [self.records.at(iova_fq, first + i * iova_fq.itemsize) for i in range(cookie.fq_rings)]
 
     def _check_queue(self) -> None:
         domain, cookie = self.domain, self.domain.cookie

@@ -33,6 +33,7 @@ class Bounds:
         preset: the hypervisor's.
         bugs: as `domain.bugs`.
         ordering: of stores.
+        policy: as `domain.policy`, or None.
     """
 
     programs: tuple[tuple[Operation, ...], ...]
@@ -48,6 +49,7 @@ class Bounds:
     preset: str = "kvm"
     bugs: tuple[str, ...] = ()
     ordering: Ordering = Ordering.SC
+    policy: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.programs) <= 6:

@@ -25,19 +25,13 @@ from emu.iommu import dma, flush_queue, group, iova
 from emu.iommu.domain import DOMAIN_TYPES, iommu_domain
 from emu.iommu.flush_queue import iommu_dma_cookie, iova_fq
 from emu.iommu.s390_iommu import s390_iommu_unmap_pages
-from emu.machine.context import cpu_t
+from emu.machine.context import context_type, cpu_t
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine
-from emu.native.record import deref, struct
+from emu.machine.policy import policy_of
+from emu.native.record import deref
 from emu.native.timer import TIMER_IDLE, TIMER_PENDING, timer_t, wait_for_timer
 from emu.workload.program import Program, Workload, op_t
-
-explored_cpu_t = struct(
-    lines=(EXPLORED, "ctrs"),
-    **{EXPLORED: "i8"},
-    **{name: cpu_t.fields[name][0] for name in cpu_t.names[1:]},  # type: ignore[index]
-)
-"""A context by whose first field the steps of `emu.native` know that its CPU is explored; otherwise cpu_t."""
 
 _STATISTICS = {
     *((iova_fq.names, name) for name in ("queued", "total_depth", "max_depth")),
@@ -67,6 +61,8 @@ def _config(bounds: Bounds) -> Config:
         overrides.append(("machine", "timeline", [{"at_s": 0.1, "type": bounds.switch}]))
     if {bounds.domain, bounds.switch} & {"DMA-FQ", "DMA-SQ"}:
         overrides += [("domain", "fq_size", bounds.fq_size), ("domain", "on_overrun", bounds.on_overrun)]
+    if bounds.policy:
+        overrides.append(("domain", "policy", bounds.policy))
     return load(preset=bounds.preset, overrides=overrides)
 
 
@@ -77,19 +73,30 @@ class Machine:
         bounds: how small it is, and what it does.
 
     Attributes:
-        world: its CPUs. books: what is kept of them. records: its memory.
+        world: its CPUs. books: what is kept of them. records: its memory. policy: what its queue asks, or None.
+
+    Raises:
+        ConfigError: the bounds, or the policy in them, are wrong.
     """
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         empty = Program(np.zeros(0, op_t), 0)
         workload = Workload("explore", [empty] * len(bounds.programs), 1)
-        self.layout = Layout(_config(bounds), bounds.domain, workload, real_time=False)  # type: ignore[arg-type]
+        config = _config(bounds)
+        self.policy = policy_of(config)
+        domain_type: Any = bounds.domain
+        self.layout = Layout(config, domain_type, workload, real_time=False, policy=self.policy)
         # Nobody else maps it, and no way out must leave it behind.
         self.layout.segment.unlink()
         self._shrink()
         opening = self._open()
         self.world = World(Overlay(self.layout.segment), bounds.ordering)
+        # By its first field the steps of `emu.native` know that a context's CPU is explored.
+        form_of = self.policy.context_type if self.policy else context_type
+        self._explored_cpu_t = form_of(EXPLORED)
+        if self.policy:
+            self.world.told_files.add(str(self.policy.source.path))
         self.records = Records(self._regions(), _STATISTICS, self.world.load, self.world.store)
         at = self.layout.segment.address
         domain = self.records.at(iommu_domain, at("domain"))
@@ -178,7 +185,7 @@ class Machine:
             self._add_cpu("sysfs", layout.supervisor, [self._store_type])
 
     def _add_cpu(self, name: str, slot: int, work: list[Callable[[Cpu], None]]) -> Cpu:
-        context = self.records.at(explored_cpu_t, self.layout.segment.address("contexts", slot))
+        context = self.records.at(self._explored_cpu_t, self.layout.segment.address("contexts", slot))
         cpu = Cpu(len(self.world.cpus), name, context, work)
         if slot < len(self.owned):
             cpu.opening = tuple(self.owned[slot])

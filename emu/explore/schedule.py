@@ -26,6 +26,7 @@ class Schedule:
     Attributes:
         bounds: the machine. segments: of the run. visible: offsets of the places at which stores wait in a buffer.
         violation: what it came to. mutant: the bug that was in the source, or None. source: key of the source.
+        policy: key of the policy's text, or None.
     """
 
     bounds: Bounds
@@ -34,9 +35,10 @@ class Schedule:
     violation: Violation
     mutant: str | None
     source: str
+    policy: str | None = None
 
     @staticmethod
-    def of(bounds: Bounds, found: Found, base: int, mutant: str | None) -> Schedule:
+    def of(bounds: Bounds, found: Found, base: int, mutant: str | None, policy: str | None = None) -> Schedule:
         """What a search has found, in a segment that begins at `base`."""
         return Schedule(
             bounds,
@@ -45,6 +47,7 @@ class Schedule:
             found.violation,
             mutant,
             source_key(),
+            policy,
         )
 
     def script(self) -> Script:
@@ -61,6 +64,7 @@ class Schedule:
             "format": _FORMAT,
             "violation": asdict(self.violation),
             "mutant": self.mutant,
+            "policy": self.policy,
             "bounds": asdict(self.bounds),
             "segments": [_written(segment) for segment in self.segments],
             "visible": list(self.visible),
@@ -92,6 +96,7 @@ def read_schedule(path: Path) -> Schedule:
             Violation(str(data["violation"]["kind"]), str(data["violation"]["text"])),
             data["mutant"],
             str(data["source"]),
+            data.get("policy"),
         )
     except (KeyError, TypeError, ValueError, IndexError, BoundsError) as error:
         raise ScheduleError(f"{path} is a damaged schedule: {error!r}") from None

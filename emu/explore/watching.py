@@ -13,6 +13,7 @@ from emu.explore.world import World
 from emu.hypervisor.rpcit import RPCIT_OK, rpcit
 from emu.iommu.flush_queue import queue_iova
 from emu.iommu.iova import alloc_iova_fast, free_iova_fast
+from emu.iommu.policy import refuse_ring, refuse_timeout
 from emu.iommu.s390_iommu import s390_iommu_map_pages, s390_iommu_unmap_pages
 
 
@@ -53,6 +54,7 @@ def _wrappers(world: World, books: Books) -> dict[Callable[..., Any], Callable[.
         return answer
 
     return {
+        **_refusals(books),
         alloc_iova_fast: alloc,
         free_iova_fast: free,
         s390_iommu_map_pages: map_pages,
@@ -60,6 +62,20 @@ def _wrappers(world: World, books: Books) -> dict[Callable[..., Any], Callable[.
         queue_iova: queue,
         rpcit: refresh,
     }
+
+
+def _refusals(books: Books) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Answers of a policy that are not taken."""
+
+    def wrong_ring(cpu: Any, cookie: Any, iova_pfn: int, ring: int) -> int:
+        books.violate("ring", f"the policy puts IOVA {iova_pfn} on ring {ring}, but there are {cookie.fq_rings}")
+        return int(refuse_ring(cpu, cookie, iova_pfn, ring))
+
+    def wrong_timeout(cpu: Any, cookie: Any, delay_ns: int) -> int:
+        books.violate("timeout", f"the policy arms the timer for {delay_ns} ns, which cannot be")
+        return int(refuse_timeout(cpu, cookie, delay_ns))
+
+    return {refuse_ring: wrong_ring, refuse_timeout: wrong_timeout}
 
 
 @contextmanager

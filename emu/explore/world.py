@@ -29,6 +29,7 @@ LONGEST_RUN = 100_000
 _FLUSH = 128
 _ENTRY_BITS = 4
 _RELEASE = -1
+_EXPLORED_FOLDERS = ("/emu/iommu/", "/emu/hypervisor/", "/emu/native/")
 
 
 class Ordering(StrEnum):
@@ -241,6 +242,7 @@ class World:
         violation: what this run has come to, or None.
         segments: of this run.
         log: its steps, where they are written down.
+        told_files: paths of explored code besides the emulated kernel's.
     """
 
     def __init__(self, memory: Overlay, ordering: Ordering) -> None:
@@ -255,6 +257,7 @@ class World:
         self.log: list[Step] | None = None
         self.everywhere = False
         self.segments: list[Segment] = []
+        self.told_files: set[str] = set()
         self._chooser: Any = None
         self._main: Any = None
         self._turn: Cpu | None = None
@@ -559,7 +562,18 @@ class World:
 
     def _write_down(self, what: str, address: int, value: int, text: str = "") -> None:
         steps: Any = self.log
-        steps.append(Step(self.running.number, what, address, value, text, _explored_frames()))
+        steps.append(Step(self.running.number, what, address, value, text, self._explored_frames()))
+
+    def _explored_frames(self) -> tuple[tuple[str, int, str], ...]:
+        """Where the running CPU is in the code of the emulated kernel, its hypervisor and its policy."""
+        frames = []
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if any(folder in path for folder in _EXPLORED_FOLDERS) or path in self.told_files:
+                frames.append((path, frame.f_lineno, frame.f_code.co_name))
+            frame = frame.f_back
+        return tuple(frames)
 
     def state(self, cpu: Cpu | None) -> int:
         """Digest of everything that what follows depends on; `cpu` goes on for nothing.
@@ -585,15 +599,3 @@ class World:
                 -1 if cpu is None else cpu.number,
             )
         )
-
-
-def _explored_frames() -> tuple[tuple[str, int, str], ...]:
-    """Where the running CPU is in the code of the emulated kernel and its hypervisor."""
-    frames = []
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if "/emu/iommu/" in path or "/emu/hypervisor/" in path or "/emu/native/" in path:
-            frames.append((path, frame.f_lineno, frame.f_code.co_name))
-        frame = frame.f_back
-    return tuple(frames)

@@ -19,6 +19,7 @@ iommu_ctrs = struct(
     map_failures="i8",
     flushes_full="i8",
     flushes_timeout="i8",
+    flushes_early="i8",
     flushes_no_resources="i8",
     flushes_wrap="i8",
     reclaimed="i8",
@@ -37,8 +38,8 @@ iommu_ctrs = struct(
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
 frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
 `exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
-`queued_while_strict`: unmaps that were queued while the domain's
-type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""
+`flushes_early`: a policy asked for before its ring was full; `queued_while_strict`: unmaps that were queued while the
+domain's type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""
 
 KERNEL_NAMES = {
     "Mapped pages": "mapped_pages",

@@ -12,6 +12,7 @@ from emu.iommu.domain import DMA_DIRECT, DMA_S390, STRICT
 from emu.iommu.exposure import close_window
 from emu.iommu.flush_queue import queue_iova
 from emu.iommu.iova import DMA_32BIT_PFN, alloc_iova_fast, free_iova_fast
+from emu.iommu.policy import flush_at_once
 from emu.iommu.s390_iommu import (
     iommu_map_sg,
     s390_iommu_iotlb_sync,
@@ -69,7 +70,7 @@ def _undo_map(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
 @jit
 def _iommu_dma_unmap(cpu: Any, domain: Any, pfn: int, pages: int) -> None:
     queued = read_once(domain.cookie, "fq_domain") != 0
-    if queued:
+    if queued and not flush_at_once(cpu, domain.cookie, pfn, pages):
         call = enter_stage(cpu, STAGE_TABLES)
         s390_iommu_unmap_pages(cpu, domain.s390, pfn, pages)
         leave_stage(cpu, call)

@@ -49,8 +49,9 @@ FQ_WARNING = "iova flush queue initialization failed"
 S390_TYPES = (S390_STRICT, S390_LAZY)
 """Modes of another DMA API, with memory of their own: no domain changes into one of them, or out of it."""
 
-fq_options = struct(fq_size="i8", fq_timeout_ns="i8")
-"""What a queue of one kind would have; a size of 0 says that there is no memory for its rings."""
+fq_options = struct(rings="i8", fq_size="i8", fq_timeout_ns="i8")
+"""What a queue of one kind would have: how many rings, of what size and timeout; a size of 0 says that there is no
+memory for its rings."""
 
 domain_remains = struct(queued="i8", table_pages="i8", ranges_left="i8")
 """What was left when domains went: `queued` IOVAs that waited for a flush; `table_pages` that still translated;
@@ -91,10 +92,12 @@ def _iommu_dma_init_options(domain: Any, domain_type: int) -> None:
     cookie = domain.cookie
     if domain_type == PERCPU_FQ:
         cookie.qt = PERCPU_QUEUE
+        cookie.fq_rings = domain.percpu_options.rings
         cookie.fq_size = domain.percpu_options.fq_size
         cookie.fq_timeout_ns = domain.percpu_options.fq_timeout_ns
     else:
         cookie.qt = SINGLE_QUEUE
+        cookie.fq_rings = domain.single_options.rings
         cookie.fq_size = domain.single_options.fq_size
         cookie.fq_timeout_ns = domain.single_options.fq_timeout_ns
 

@@ -9,6 +9,9 @@ flushes than that have finished.
 As in the kernel, a CPU whose own flush has finished appends without looking again whether there is room; if an earlier
 flush of another CPU is still under way, nothing could be freed, the append wraps onto the ring's head, and the whole
 ring is lost. `overruns` counts it, and `wait_on_overrun` looks again instead.
+
+What can be decided otherwise without breaking the invariant is asked of a policy, see `policy.py`; the answers built in
+are Linux's.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import Any
 
 from emu.iommu.exposure import close_window
 from emu.iommu.iova import free_iova_fast, iova_domain
+from emu.iommu.policy import flush_after, flush_before, flush_by_range, may_free, ring_of, timeout_ns
 from emu.iommu.recorded import find_recorded_flush, recorded_flush_t, recorded_flushes
-from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all
+from emu.iommu.s390_iommu import s390_domain, s390_iommu_flush_iotlb_all, s390_iommu_iotlb_sync
 from emu.iommu.stages import STAGE_FLUSH, STAGE_QUEUE_LOCK, enter_stage, leave_stage
 from emu.iommu.tracepoints import (
+    CAUSE_EARLY,
     CAUSE_FULL,
     CAUSE_TIMEOUT,
     EVENT_FLUSH_TIMEOUT,
@@ -67,9 +72,10 @@ iova_fq = struct(
     entries="i8",
     queued="i8",
     total_depth="i8",
+    policy="i8",
 )
 """One ring of `mod_mask + 1` entries, of which one stays empty; `queued` counts appends, `total_depth` sums the depths
-they found."""
+they found; `policy`: address of what a policy keeps of this ring, under its lock, or 0."""
 _HEAD_BYTES = iova_fq.itemsize - iova_fq.fields["head"][1]  # type: ignore[index]
 
 iommu_dma_cookie = struct(
@@ -82,6 +88,8 @@ iommu_dma_cookie = struct(
     fq_timeout_ns="i8",
     num_possible_cpus="i8",
     wait_on_overrun="i8",
+    fq_rings="i8",
+    policy="i8",
     recorded=recorded_flushes,
     fq_timer=timer_t,
     fq_flush_start_cnt=atomic64_t,
@@ -91,7 +99,8 @@ iommu_dma_cookie = struct(
     fq_timer_on=atomic_t,
     iovad=iova_domain,
 )
-"""`fq_domain` is 0 until the queue may be used; `fq_flush_finished_at` (ticks) belongs to the latest finish;
+"""`fq_domain` is 0 until the queue may be used; `fq_rings`: how many it has; `policy`: address of what a policy keeps
+for all rings together, or 0; `fq_flush_finished_at` (ticks) belongs to the latest finish;
 `fq_abandoned`: flushes whose CPU died before they were over, which the next one to finish counts as finished too."""
 
 FLUSH_NONE, FLUSH_COUNTING, FLUSH_UNDER_WAY = range(3)
@@ -119,6 +128,25 @@ def fq_depth(fq: Any) -> int:
     return (fq.tail - fq.head) & fq.mod_mask
 
 
+@inline
+def _nth_ring(cookie: Any, number: int) -> Any:
+    if cookie.qt == SINGLE_QUEUE:
+        return deref(iova_fq, cookie.single_fq)
+    return element(iova_fq, cookie.percpu_fq, number)
+
+
+@inline
+def _fq_ring_free_head(cpu: Any, cookie: Any, fq: Any, entry: Any, finished_at: int) -> None:
+    close_window(cpu, entry.queued_at, finished_at, entry.pages)
+    write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
+    # Off the ring before it is given back: a CPU that dies in between loses it, and nobody gives it back twice.
+    fq.head = (fq.head + 1) & fq.mod_mask
+    barrier()
+    free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
+    cpu.ctrs.reclaimed += 1
+    charge(cpu, COST_RECLAIM, 1)
+
+
 @jit
 def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     """Free what a finished flush has made reusable."""
@@ -127,16 +155,9 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     finished_at = read_once(cookie, "fq_flush_finished_at")
     while fq.head != fq.tail:
         entry = element(iova_fq_entry, fq.entries, fq.head)
-        if entry.counter >= counter:
+        if not may_free(cpu, cookie, entry, counter):
             break
-        close_window(cpu, entry.queued_at, finished_at, entry.pages)
-        write_lines(cpu, pointer_to(entry), _ENTRY_BYTES)
-        # Off the ring before it is given back: a CPU that dies in between loses it, and nobody gives it back twice.
-        fq.head = (fq.head + 1) & fq.mod_mask
-        barrier()
-        free_iova_fast(cpu, cookie.iovad, entry.iova_pfn, entry.pages)
-        cpu.ctrs.reclaimed += 1
-        charge(cpu, COST_RECLAIM, 1)
+        _fq_ring_free_head(cpu, cookie, fq, entry, finished_at)
 
 
 @slow
@@ -182,17 +203,65 @@ def fq_waiting(cpu: Any, cookie: Any) -> int:
     if cpu.events and cookie.qt == SINGLE_QUEUE:
         waiting = fq_depth(deref(iova_fq, cookie.single_fq))
     elif cpu.events:
-        for i in range(cookie.num_possible_cpus):
+        for i in range(cookie.fq_rings):
             waiting += fq_depth(element(iova_fq, cookie.percpu_fq, i))
     return waiting
 
 
 @slow
+def _flush_ranges_locked(cpu: Any, cookie: Any, fq: Any) -> None:
+    """Flush a ring's entries by their ranges, adjacent ones together, and free them; the ring is empty then.
+
+    Whoever appended has cleared its entries and held the lock since, so that every flush here started after the unmaps
+    of what it covers. No counter tells of it: it makes nothing reusable that is on another ring.
+    """
+    while fq.head != fq.tail:
+        entry = element(iova_fq_entry, fq.entries, fq.head)
+        first = entry.iova_pfn
+        end = first + entry.pages
+        after = (fq.head + 1) & fq.mod_mask
+        while after != fq.tail:
+            entry = element(iova_fq_entry, fq.entries, after)
+            if entry.iova_pfn == end:
+                end += entry.pages
+            elif entry.iova_pfn + entry.pages == first:
+                first = entry.iova_pfn
+            else:
+                break
+            after = (after + 1) & fq.mod_mask
+        s390_iommu_iotlb_sync(cpu, deref(s390_domain, cookie.fq_domain), first, end - first)
+        finished_at = now_ticks(cpu)
+        while fq.head != after:
+            entry = element(iova_fq_entry, fq.entries, fq.head)
+            _fq_ring_free_head(cpu, cookie, fq, entry, finished_at)
+
+
+@slow
+def _flush_rings_by_range(cpu: Any, cookie: Any) -> bool:
+    """Flush those rings by range whose policy says so, as it does of none by default; whether these were all."""
+    were_all = True
+    for i in range(cookie.fq_rings):
+        fq = _nth_ring(cookie, i)
+        if flush_by_range(cpu, cookie, fq):
+            spin_lock(cpu, fq.lock)
+            _flush_ranges_locked(cpu, cookie, fq)
+            spin_unlock(cpu, fq.lock)
+        else:
+            were_all = False
+    return were_all
+
+
+@slow
 def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
-    """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
+    """The timer: one flush, then free on every ring, into the caches of the CPU that armed it.
+
+    Where a policy has every ring flushed by its ranges there is no flush of everything.
+    """
     write_once(cookie.fq_timer_on, "counter", 0)
-    cpu.ctrs.flushes_timeout += 1
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
+    if _flush_rings_by_range(cpu, cookie):
+        return
+    cpu.ctrs.flushes_timeout += 1
     fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
     fq_free_rings(cpu, cookie)
 
@@ -203,7 +272,7 @@ def fq_free_rings(cpu: Any, cookie: Any) -> None:
     if cookie.qt == SINGLE_QUEUE:
         fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
     else:
-        for i in range(cookie.num_possible_cpus):
+        for i in range(cookie.fq_rings):
             fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
 
 
@@ -223,6 +292,9 @@ def fq_free_unreachable(cpu: Any, cookie: Any) -> None:
 
 @slow
 def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
+    if flush_by_range(cpu, cookie, fq):
+        _flush_ranges_locked(cpu, cookie, fq)
+        return
     cpu.ctrs.flushes_full += 1
     fq_flush_iotlb(cpu, cookie, CAUSE_FULL, fq.mod_mask)
     fq_ring_free_locked(cpu, cookie, fq)
@@ -240,11 +312,22 @@ def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         fq_ring_free_locked(cpu, cookie, fq)
 
 
+@slow
+def _flush_early_locked(cpu: Any, cookie: Any, fq: Any) -> None:
+    """What a policy may ask for before a ring is full."""
+    if flush_by_range(cpu, cookie, fq):
+        _flush_ranges_locked(cpu, cookie, fq)
+        return
+    cpu.ctrs.flushes_early += 1
+    fq_flush_iotlb(cpu, cookie, CAUSE_EARLY, fq_depth(fq))
+    fq_ring_free_locked(cpu, cookie, fq)
+
+
 @inline
-def _this_ring(cpu: Any, cookie: Any) -> Any:
+def _this_ring(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> Any:
     if cookie.qt == SINGLE_QUEUE:
         return deref(iova_fq, cookie.single_fq)
-    return element(iova_fq, cookie.percpu_fq, cpu.id)
+    return element(iova_fq, cookie.percpu_fq, ring_of(cpu, cookie, iova_pfn, pages))
 
 
 @jit
@@ -253,7 +336,7 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     # Orders the clearing of page-table entries before a flush by another CPU that frees this entry, and pairs with
     # smp_wmb() in iommu_dma_init_fq(), so that no half-made queue is seen.
     smp_mb()
-    fq = _this_ring(cpu, cookie)
+    fq = _this_ring(cpu, cookie, iova_pfn, pages)
     around = enter_stage(cpu, STAGE_QUEUE_LOCK)
     spin_lock(cpu, fq.lock)
     leave_stage(cpu, around)
@@ -264,6 +347,10 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     if fq_full(fq):
         enter_stage(cpu, STAGE_FLUSH)
         _flush_full_ring_locked(cpu, cookie, fq)
+        leave_stage(cpu, around)
+    elif flush_before(cpu, cookie, fq, iova_pfn, pages):
+        enter_stage(cpu, STAGE_FLUSH)
+        _flush_early_locked(cpu, cookie, fq)
         leave_stage(cpu, around)
     depth = fq_depth(fq)
     fq.total_depth += depth
@@ -278,10 +365,18 @@ def queue_iova(cpu: Any, cookie: Any, iova_pfn: int, pages: int) -> None:
     # An entry is whole before it is one, should this CPU die here.
     barrier()
     fq_ring_add(fq)
+    if flush_after(cpu, cookie, fq):
+        enter_stage(cpu, STAGE_FLUSH)
+        _flush_early_locked(cpu, cookie, fq)
+        leave_stage(cpu, around)
+        if fq.head == fq.tail:
+            # Nothing of this ring waits for the timer any longer.
+            spin_unlock(cpu, fq.lock)
+            return
     spin_unlock(cpu, fq.lock)
     # Look before exchanging: the line is shared, and the timer is on most of the time.
     if read_once(cookie.fq_timer_on, "counter") == 0 and xchg(cookie.fq_timer_on, "counter", 1) == 0:
-        add_timer(cpu, cookie.fq_timer, cookie.fq_timeout_ns)
+        add_timer(cpu, cookie.fq_timer, timeout_ns(cpu, cookie))
         trace(cpu, EVENT_TIMER_ARMED, cookie.fq_timer.due_ns)
 
 
@@ -297,9 +392,9 @@ def iommu_dma_init_fq(cookie: Any, domain: Any, rings: int, entries: int) -> boo
     """Set the queue up and publish it.
 
     Args:
-        cookie: its options (`qt`, `fq_size`, `fq_timeout_ns`) are set.
+        cookie: its options (`qt`, `fq_rings`, `fq_size`, `fq_timeout_ns`) are set.
         domain: the s390_domain that flushes.
-        rings: memory for one iova_fq, or one for each possible CPU; 0 when there was none.
+        rings: memory for `fq_rings` of iova_fq; 0 when there was none.
         entries: memory for their entries; 0 when there was none.
 
     Returns:
@@ -315,7 +410,7 @@ def iommu_dma_init_fq(cookie: Any, domain: Any, rings: int, entries: int) -> boo
         _init_ring(deref(iova_fq, rings), entries, cookie.fq_size)
         cookie.single_fq = rings
     else:
-        for i in range(cookie.num_possible_cpus):
+        for i in range(cookie.fq_rings):
             ring_entries = entries + i * cookie.fq_size * _ENTRY_BYTES
             _init_ring(element(iova_fq, rings, i), ring_entries, cookie.fq_size)
         cookie.percpu_fq = rings
@@ -347,7 +442,7 @@ def iommu_dma_free_fq(cpu: Any, cookie: Any) -> int:
     if cookie.qt == SINGLE_QUEUE:
         dropped = _drop_ring(cpu, cookie, deref(iova_fq, cookie.single_fq))
     else:
-        for i in range(cookie.num_possible_cpus):
+        for i in range(cookie.fq_rings):
             dropped += _drop_ring(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
     cookie.fq_domain = 0
     return dropped

@@ -37,8 +37,8 @@ everything. It has been answered: `a` is walked << 32 | changed, `b` is wait << 
 everything are always noted."""
 
 CAUSE_SHIFT = 48
-CAUSE_FULL, CAUSE_TIMEOUT, CAUSE_NO_RESOURCES, CAUSE_WRAP = range(4)
-"""Why everything is flushed."""
+CAUSE_FULL, CAUSE_TIMEOUT, CAUSE_NO_RESOURCES, CAUSE_WRAP, CAUSE_EARLY = range(5)
+"""Why everything is flushed; the last: a policy asked for it before the ring was full."""
 
 
 @slow

@@ -57,7 +57,7 @@ def locks_named(layout: Layout, name: str, slot: int) -> list[Any]:
         cookie = domain.cookie
         if not cookie.fq_domain:
             return []
-        return [segment["rings"][0 if cookie.single_fq else mine].lock]
+        return [segment["rings"][mine % cookie.fq_rings].lock]
     one = {
         "iova_rbtree_lock": iovad.iova_rbtree_lock,
         "iova_magazine_lock": iovad.magazine_lock,

@@ -81,7 +81,7 @@ def _bury_queue(cookie: Any, owner: int, death: Any) -> None:
     if cookie.single_fq and _finds(death, deref(iova_fq, cookie.single_fq).lock, owner):
         death.ring += 1
     if cookie.percpu_fq:
-        for i in range(cookie.num_possible_cpus):
+        for i in range(cookie.fq_rings):
             if _finds(death, element(iova_fq, cookie.percpu_fq, i).lock, owner):
                 death.ring += 1
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from emu.iommu.counters import iommu_ctrs
 from emu.iommu.io_pgtable import table_spares
 from emu.native.record import struct
@@ -94,7 +98,19 @@ _fields = {
     "ctrs": iommu_ctrs,
 }
 
-cpu_t = struct(lines=("native", "ctrs"), native="i8", **_fields)
+
+def context_type(first: str, mark: str = "unmarked") -> np.dtype[np.void]:
+    """The record of a context, which sets its CPU apart from others' by two names and is otherwise the same.
+
+    Args:
+        first: name of its first field, which tells the engine (emu.native.engine).
+        mark: name of its second, which tells the policy (emu.iommu.policy).
+    """
+    fields: dict[str, Any] = {first: "i8", mark: "i8", **_fields}
+    return struct(lines=(first, "ctrs"), **fields)
+
+
+cpu_t = context_type("native")
 """The context that every compiled function is passed as `cpu`, one for each process or thread of the machine.
 
 `id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes; `ops_done` and
@@ -103,5 +119,5 @@ the queue it is, and `flush_for` how many others' flushes that one stands for. `
 every operation and request goes there too; `stages` as in emu.iommu.stages. The first
 field's name sets the type apart from other engines' contexts. All addresses point into the segment."""
 
-virtual_cpu_t = struct(lines=("virtual", "ctrs"), virtual="i8", **_fields)
+virtual_cpu_t = context_type("virtual")
 """The same for a machine on virtual clocks; the first field is the address of its fiber. Python reads both as cpu_t."""

@@ -40,12 +40,13 @@ from emu.machine.context import (
 from emu.machine.device import BURST, LATE_SCALE, device_t
 from emu.machine.lifecycle import teardown_t
 from emu.machine.lock_names import lock_id
+from emu.machine.policy import Policy
 from emu.native.bitmap import bitmap_bytes
 from emu.native.cost import COSTS
 from emu.native.events import event_ring_t, event_t, init_ring
 from emu.native.histogram import BUCKETS
 from emu.native.lock import owner_word
-from emu.native.record import pointer_to
+from emu.native.record import CACHE_LINE, pointer_to
 from emu.native.segment import SegmentPlan
 from emu.native.timer import firing_t, timer_base_t
 from emu.native.virtual import LINES_REMEMBERED, PS, START_PS, fiber_t, init_world, turn_t, world_t
@@ -80,6 +81,11 @@ class _Queue:
         return self.rings * self.size
 
 
+def _whole_lines(state: Any) -> int:
+    """Bytes of a record in cache lines that it shares with nothing."""
+    return -(-int(state.itemsize) // CACHE_LINE) * CACHE_LINE
+
+
 class Layout:
     """The memory of one machine.
 
@@ -88,6 +94,7 @@ class Layout:
         theirs, then come the timer's, the servers', the devices' and the supervisor's. fq_size: entries of a ring of
         the domain as it begins; 0 where there is no queue. is_ism: what does DMA is an ISM device.
         folder: of the run, which the segment names to those who look for it; None where there is none.
+        policy: what the queue does otherwise than Linux's, or None.
     """
 
     def __init__(
@@ -98,8 +105,10 @@ class Layout:
         *,
         real_time: bool,
         folder: Path | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.config = config
+        self.policy = policy
         self.workload = workload
         self.type = DOMAIN_TYPES[domain_type]
         self.cpus = len(workload.programs)
@@ -153,7 +162,9 @@ class Layout:
             return None
         options = self.config.domain
         default_size, default_timeout_ms = FQ_DEFAULTS[kind]
-        rings = self.cpus if kind == PERCPU_FQ else 1
+        rings = 1
+        if kind == PERCPU_FQ:
+            rings = self.policy.rings_for(self.cpus) if self.policy else self.cpus
         queue = _Queue(rings, options.fq_size or default_size, options.fq_timeout_ms or default_timeout_ms)
         ring_bytes = queue.entries * iova_fq_entry.itemsize
         named = [self.type, *(DOMAIN_TYPES[action.type] for action in self.config.machine.timeline if action.type)]
@@ -205,6 +216,8 @@ class Layout:
         if self._queues:
             plan.add("rings", iova_fq, self._rings())
             plan.add("ring_entries", iova_fq_entry, self._ring_entries())
+            if self.policy:
+                self._plan_policy(plan, self.policy)
         if self.config.machine.check:
             plan.add("oracle", oracle_t, 1)
             plan.add("oracle_words", np.int64, self.aperture_pages)
@@ -213,6 +226,13 @@ class Layout:
             plan.add("devices", device_t, self.devices)
             plan.add("iotlbs", iotlb_t, self.devices)
         return plan
+
+    def _plan_policy(self, plan: SegmentPlan, policy: Policy) -> None:
+        """What it keeps: of each ring and of all together, in cache lines of their own."""
+        if policy.ring_state is not None:
+            plan.add("policy_of_rings", np.uint8, self._rings() * _whole_lines(policy.ring_state), CACHE_LINE)
+        if policy.shared_state is not None:
+            plan.add("policy_of_all", np.uint8, _whole_lines(policy.shared_state), CACHE_LINE)
 
     def _plan_hypervisor(self, plan: SegmentPlan) -> None:
         self.ring_size = 1 << (4 * self.contexts).bit_length()
@@ -306,8 +326,14 @@ class Layout:
             domain.ring_entries = at("ring_entries")
         for kind, queue in self._queues.items():
             fq_options = domain.percpu_options if kind == PERCPU_FQ else domain.single_options
+            fq_options.rings = queue.rings
             fq_options.fq_size = queue.size
             fq_options.fq_timeout_ns = round(queue.timeout_ms * 1e6)
+        if "policy_of_all" in self.segment:
+            cookie.policy = at("policy_of_all")
+        if "policy_of_rings" in self.segment and self.policy:
+            rings = self.segment["rings"]
+            rings["policy"] = at("policy_of_rings") + _whole_lines(self.policy.ring_state) * np.arange(len(rings))
         if self.type in S390_TYPES:
             zdev = domain.zdev
             # Page 0 is never handed out, as 0 says that a map failed.

@@ -17,7 +17,7 @@ import psutil
 
 from emu.hypervisor.state import REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t, server_t
 from emu.iommu.domain import iommu_domain
-from emu.iommu.flush_queue import SINGLE_QUEUE, iova_fq, iova_fq_entry
+from emu.iommu.flush_queue import iova_fq, iova_fq_entry
 from emu.iommu.iova import iova_cpu_rcache, iova_rcache
 from emu.machine.context import SLOT_WAITERS, control_t, cpu_t, slot_t
 from emu.machine.recording import locks_of
@@ -185,7 +185,7 @@ class RunningMachine:
         if not cookie["fq_domain"] or "rings" not in self._segment:
             return np.zeros(0, iova_fq)
         rings = copies.copy_of("rings")
-        return rings[: 1 if cookie["qt"] == SINGLE_QUEUE else int(cookie["num_possible_cpus"])]
+        return rings[: int(cookie["fq_rings"])]
 
     def _oldest_ticks(self, rings: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         if not len(rings):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emu.iommu.flush_queue import SINGLE_QUEUE, iova_fq
+from emu.iommu.flush_queue import iova_fq
 from emu.iommu.stages import STAGES
 from emu.machine.context import ROLE_HYPERVISOR
 from emu.machine.device import device_t
@@ -48,6 +48,7 @@ class Recording:
         log: what the event log is to tell of, dtype event_t.
         stages: where the time of maps and unmaps went, shape (2, STAGES), summed over CPUs; None where not measured.
         start_ns, start_ticks: when the first CPU started, on the machine's clock and in ticks.
+        policy: name and key of the policy that was asked; None for Linux's.
         fq_init_failed: there was no memory for the queue. device_in_error: the ISM device has gone into error.
     """
 
@@ -78,6 +79,7 @@ class Recording:
     events_lost: int = 0
     log: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, event_t))
     stages: npt.NDArray[np.int64] | None = None
+    policy: dict[str, str] | None = None
     start_ns: int = 0
     start_ticks: int = 0
     teardown: npt.NDArray[Any] | None = None
@@ -117,6 +119,7 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         fq_init_failed=bool(domain["fq_init_failed"][0]),
         device_in_error=bool(hypervisor["device_in_error"][0]),
         stages=_stages(layout),
+        policy={"name": layout.policy.name, "key": layout.policy.source.key} if layout.policy else None,
         start_ns=_start(contexts[: layout.cpus], "started_ns"),
         start_ticks=_start(contexts[: layout.cpus], "started_ticks"),
         most_pages=max((int(program.ops["pages"].max(initial=0)) for program in layout.workload.programs), default=0),
@@ -127,7 +130,7 @@ def _rings(layout: Layout, domain: Any) -> npt.NDArray[Any]:
     cookie = domain["cookie"]
     if not cookie["fq_domain"][0]:
         return np.zeros(0, iova_fq)
-    return layout.segment.copy_of("rings")[: 1 if cookie["qt"][0] == SINGLE_QUEUE else layout.cpus]
+    return layout.segment.copy_of("rings")[: int(cookie["fq_rings"][0])]
 
 
 def locks_of(

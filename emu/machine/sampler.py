@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from emu.iommu.flush_queue import SINGLE_QUEUE
 from emu.machine.layout import Layout
 
 _SAMPLES = 100
@@ -56,5 +55,5 @@ class Sampler:
         cookie = domain.cookie
         if not cookie.fq_domain:
             return int(domain.zdev.lazy_iovas)
-        rings = self._layout.segment["rings"][: 1 if cookie.qt == SINGLE_QUEUE else self._layout.cpus]
+        rings = self._layout.segment["rings"][: int(cookie.fq_rings)]
         return int(((rings["tail"] - rings["head"]) & rings["mod_mask"]).sum())

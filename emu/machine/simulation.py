@@ -24,6 +24,7 @@ from emu.machine.hypervisor import live_as_server
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, virtual_store_type, virtual_unbind_driver
 from emu.machine.operator import Operator
+from emu.machine.policy import Policy, entry_for
 from emu.machine.saboteur import Nobody, Saboteur
 from emu.machine.sampler import Sampler
 from emu.machine.sysfs import Sysfs
@@ -134,16 +135,18 @@ def let_run(world: int, slot: int, at_ps: int) -> int:
     return 0
 
 
-VIRTUAL_ENTRIES = (
-    virtual_cpu_main,
-    virtual_timer_main,
-    virtual_hypervisor_main,
-    virtual_store_type,
-    virtual_unbind_driver,
-    advance,
-    wake_sleepers,
-    let_run,
-)
+def virtual_entries(policy: Policy | None) -> tuple[Any, ...]:
+    """All entries that a simulation calls, or its fibers begin with."""
+    return (
+        entry_for(policy, virtual_cpu_main),
+        entry_for(policy, virtual_timer_main),
+        virtual_hypervisor_main,
+        virtual_store_type,
+        virtual_unbind_driver,
+        advance,
+        wake_sleepers,
+        let_run,
+    )
 
 
 @dataclass(slots=True)
@@ -221,10 +224,11 @@ class Simulation:
 
     def _main_of(self, slot: int) -> Any:
         if slot < self.layout.cpus:
-            return virtual_cpu_main
+            return entry_for(self.layout.policy, virtual_cpu_main)
         if slot >= self.layout.first_device:
             return virtual_device_main
-        return virtual_timer_main if slot == self.layout.timer else virtual_hypervisor_main
+        timer_main = entry_for(self.layout.policy, virtual_timer_main)
+        return timer_main if slot == self.layout.timer else virtual_hypervisor_main
 
     def _run_load(self) -> None:
         """Until the time is over, all programs have ended, or the user wants to stop."""

@@ -61,7 +61,7 @@ def uninterrupted_pairs_per_s(recording: Recording) -> float | None:
         marks = recording.marks[cpu][: int(recording.contexts[cpu]["marks_done"])]
         if len(marks) <= _LEAST:
             return None
-        flushes = sum(marks["ctrs"][f"flushes_{cause}"] for cause in ("full", "no_resources", "wrap"))
+        flushes = sum(marks["ctrs"][f"flushes_{cause}"] for cause in ("full", "no_resources", "wrap", "early"))
         began.append(marks["at_ns"][:-1])
         ended.append(marks["at_ns"][1:])
         took.append(np.diff(marks["at_ns"]))

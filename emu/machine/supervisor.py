@@ -9,14 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emu.config import Config, DomainType, MachineConfig, cores
+from emu.config import Config, ConfigError, DomainType, MachineConfig, cores
 from emu.iommu.domain import FQ_WARNING
 from emu.machine.ambush import send_holding
 from emu.machine.bury import BURIAL_ENTRIES
@@ -30,11 +30,12 @@ from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, store_type, teardown_machine, unbind_driver
 from emu.machine.operator import Operator
+from emu.machine.policy import Policy, entry_for, policy_of
 from emu.machine.recording import Recording, record
 from emu.machine.recovery import Recovery
 from emu.machine.saboteur import Nobody, Saboteur, Victims
 from emu.machine.sampler import Sampler
-from emu.machine.simulation import VIRTUAL_ENTRIES, Simulation, virtual_device_main
+from emu.machine.simulation import Simulation, virtual_device_main, virtual_entries
 from emu.machine.sysfs import Sysfs
 from emu.machine.timeline import Timeline
 from emu.machine.timer import timer_main
@@ -59,6 +60,7 @@ _STARVED_S = 1.0
 
 
 _MAIN_OF = {ROLE_CPU: cpu_main, ROLE_TIMER: timer_main, ROLE_HYPERVISOR: hypervisor_main, ROLE_DEVICE: device_main}
+_ASKS_THE_POLICY = (ROLE_CPU, ROLE_TIMER)
 
 
 class MachineError(Exception):
@@ -86,14 +88,24 @@ class MachineRun:
     warnings: list[str] = field(default_factory=list)
 
 
-def compile_machine(machine: MachineConfig, on_compile: Callable[[int, int], None] | None = None) -> bool:
-    """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled."""
-    real: tuple[Any, ...] = (cpu_main, timer_main, hypervisor_main, store_type, unbind_driver)
+def compile_machine(
+    machine: MachineConfig,
+    on_compile: Callable[[int, int], None] | None = None,
+    policy: Policy | None = None,
+) -> bool:
+    """Compile what a machine runs, or load it from the cache; returns whether it had to be compiled.
+
+    Raises:
+        ConfigError: the policy's code cannot be compiled.
+    """
+    asking = (entry_for(policy, cpu_main), entry_for(policy, timer_main))
+    real: tuple[Any, ...] = (*asking, hypervisor_main, store_type, unbind_driver)
     if machine.engine == "processes":
         real = (*real, *BURIAL_ENTRIES)
-    engine = VIRTUAL_ENTRIES if machine.engine == "sim" else real
+    engine = virtual_entries(policy) if machine.engine == "sim" else real
     device = (virtual_device_main if machine.engine == "sim" else device_main,) if machine.devices else ()
-    return compile_entries((init_machine, *engine, *device, teardown_machine, drain_ring), on_compile)
+    with policy.blamed() if policy else nullcontext():
+        return compile_entries((init_machine, *engine, *device, teardown_machine, drain_ring), on_compile)
 
 
 def run_machine(
@@ -129,10 +141,11 @@ def run_machine(
     Raises:
         MachineError: when it cannot be started; nothing is left behind.
     """
-    compile_machine(config.machine, on_compile)
     try:
-        layout = Layout(config, domain, workload, real_time=real_time, folder=control_in)
-    except SegmentError as error:
+        policy = policy_of(config)
+        compile_machine(config.machine, on_compile, policy)
+        layout = Layout(config, domain, workload, real_time=real_time, folder=control_in, policy=policy)
+    except (SegmentError, ConfigError) as error:
         raise MachineError(str(error)) from None
     try:
         # Four for each process, and one for what each CPU records.
@@ -266,10 +279,15 @@ class Machine:
             slot=slot,
             context=layout.segment["contexts"][slot],
             address=layout.segment.address("contexts", slot),
-            run=_MAIN_OF[layout.role_of(slot)],
+            run=self._main_of(layout.role_of(slot)),
             core=self._core(slot),
             measure_memory=slot < _MEASURED_CPUS or slot >= layout.cpus,
         )
+
+    def _main_of(self, role: int) -> Callable[[int], int]:
+        usual = _MAIN_OF[role]
+        main: Callable[[int], int] = entry_for(self.layout.policy, usual) if role in _ASKS_THE_POLICY else usual
+        return main
 
     def _core(self, slot: int) -> int | None:
         """Core to bind a context to: CPUs when each can have its own, servers when there are cores left for them."""

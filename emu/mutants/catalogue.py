@@ -7,6 +7,7 @@ import sys
 from emu.mutants.patch import Edit, Mutant, MutantError, install
 
 _FQ = "emu.iommu.flush_queue"
+_POLICY = "emu.iommu.policy"
 _IOVA = "emu.iommu.iova"
 _DMA = "emu.iommu.dma"
 _S390 = "emu.iommu.s390_iommu"
@@ -43,7 +44,7 @@ MUTANTS = {
     for mutant in (
         Mutant(
             "free-at-equal",
-            (Edit(_FQ, "fq_ring_free_locked", "entry.counter >= counter", "entry.counter > counter"),),
+            (Edit(_POLICY, "_may_free", "entry.counter < counter", "entry.counter <= counter"),),
             "an entry is freed when as many flushes have finished as had started before it: one too early",
             _LAZY,
             _SMALL_QUEUE,
@@ -153,7 +154,7 @@ MUTANTS = {
                 Edit(
                     _FQ,
                     "fq_free_rings",
-                    "        for i in range(cookie.num_possible_cpus):\n"
+                    "        for i in range(cookie.fq_rings):\n"
                     "            fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))",
                     "        fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, cpu.id))",
                 ),

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -76,8 +77,9 @@ def _choose_cache() -> Path:
 
 
 def _prune(root: Path, key: str) -> None:
-    """Forget caches of old sources, so that edits do not fill the disk."""
-    others = [folder for folder in root.iterdir() if folder.is_dir() and folder.name != key and len(folder.name) == 16]
+    """Forget caches of old sources, whose names are as long, so that edits do not fill the disk."""
+    folders = (folder for folder in root.iterdir() if folder.is_dir() and folder.name != key)
+    others = [folder for folder in folders if len(folder.name) == len(key)]
     for folder in sorted(others, key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_CACHES:]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,6 +113,58 @@ def slow(function: Callable[..., Any]) -> Any:
 def entry(function: Callable[..., Any]) -> Any:
     """A function of addresses that Python calls: compiled for int64 arguments, cached on disk."""
     return _compiled(function, cache=True)
+
+
+def try_part(function: Callable[..., Any], arguments: Iterable[np.dtype[Any]]) -> Any:
+    """Compile a plain function by itself, as a part, and forget it: what is wrong with it is said of it alone.
+
+    Args:
+        function: not decorated.
+        arguments: a dtype for each argument, of a record or of a number.
+
+    Returns:
+        numba's type of what it returns.
+
+    Raises:
+        Exception: numba's, of many types.
+    """
+    forms = tuple(numba.from_dtype(form) for form in arguments)
+    with whole_program(lambda _name: False, _slow.__contains__):
+        part = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+        part.compile(forms)
+    return part.overloads[forms].signature.return_type
+
+
+def entry_with(function: Any, suffix: str, folder: str, **names: Any) -> Any:
+    """The same entry once more, in which some names mean something else.
+
+    Args:
+        function: made by `entry`.
+        suffix: makes its name another one.
+        folder: inside the cache, in which it is kept; of the folders that are kept there the KEPT_CACHES latest stay.
+        **names: global names of its module, and what they mean.
+    """
+    source = getattr(function, "py_func", function)
+    twin = FunctionType(source.__code__, {**source.__globals__, **names}, source.__name__)
+    twin.__qualname__ = f"{source.__qualname__}_{suffix}"
+    twin.__module__ = source.__module__
+    if config.DISABLE_JIT:
+        return entry(twin)
+    usual = config.CACHE_DIR
+    config.CACHE_DIR = str(_inner_cache(Path(usual), folder))
+    try:
+        return entry(twin)
+    finally:
+        config.CACHE_DIR = usual
+
+
+def _inner_cache(root: Path, name: str) -> Path:
+    folder = root / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # It is in use: the latest are kept.
+    os.utime(folder)
+    _prune(root, name)
+    return folder
 
 
 class _Listener(event.Listener):  # type: ignore[misc]

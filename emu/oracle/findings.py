@@ -21,6 +21,8 @@ VIOLATION_KINDS = (
     "shadow_differs",
     "stale_after_flush",
     "stale_after_reuse",
+    "no_such_ring",
+    "no_such_timeout",
 )
 """Names of the kinds that are found while a machine runs, by their numbers; docs/oracle.md explains them."""
 (
@@ -34,6 +36,8 @@ VIOLATION_KINDS = (
     SHADOW_DIFFERS,
     STALE_AFTER_FLUSH,
     STALE_AFTER_REUSE,
+    NO_SUCH_RING,
+    NO_SUCH_TIMEOUT,
 ) = range(len(VIOLATION_KINDS))
 
 KEPT_OF_EACH_KIND = 3

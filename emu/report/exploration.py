@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from emu.explore.bounds import Bounds
@@ -23,6 +24,8 @@ def _machine(bounds: Bounds) -> str:
         parts.append(f"the timer fires up to {bounds.timer} ×")
     if bounds.switch:
         parts.append(f"switched to {bounds.switch}")
+    if bounds.policy:
+        parts.append(f"policy {Path(bounds.policy).stem}")
     if bounds.granule > 1:
         parts.append(f"mappings of {bounds.granule} pages")
     if bounds.ordering != "sc":

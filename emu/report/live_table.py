@@ -20,7 +20,7 @@ _WORDS = {
 }
 _ALARM, _QUIET = "bold red", "dim"
 _STYLES = {"dead": _ALARM, "finished": _QUIET, "starting": _QUIET, "resting": "yellow", "queued": "cyan"}
-_CAUSES = {"full": "full", "timeout": "timeout", "no_resources": "no room", "wrap": "wrap"}
+_CAUSES = {"full": "full", "timeout": "timeout", "no_resources": "no room", "wrap": "wrap", "early": "early"}
 _GAP = 2
 _MOST_LOCKS = 7
 

@@ -21,6 +21,8 @@ _WHAT_HAPPENED = {
     "shadow_differs": "the shadow table of a live mapping was not as the guest's",
     "stale_after_flush": "a device reached a page after the flush that ended its reach",
     "stale_after_reuse": "a device reached by an old entry what had been handed out again",
+    "no_such_ring": "the policy put an IOVA on a ring that there is not",
+    "no_such_timeout": "the policy armed the timer for a time that cannot be",
     "books_of_pages": "pages mapped, less pages unmapped, are not what is live",
     "books_of_iovas": "IOVAs queued, reclaimed and overrun are not those unmapped",
     "books_of_tables": "pages translated after the last unmap",
@@ -96,6 +98,12 @@ def _unmaps_per_flush(run: Run) -> float | None:
     return run["ops"] / flushes if flushes else None
 
 
+def _policy(run: Run) -> Iterator[str]:
+    policy = run.get("policy")
+    if policy and run["queue"]:
+        yield f"the policy {policy['name']} ({policy['key']}) decides about the queue."
+
+
 def _switches(run: Run) -> Iterator[str]:
     switches = run.get("switches")
     if switches:
@@ -110,7 +118,12 @@ def _violations(run: Run) -> Iterator[str]:
             yield f"{' and '.join(run['bugs'])} had no occasion to show: {'; '.join(occasions)}."
         return
     kinds = run.get("violations_by_kind", {"handed_out_twice": run["violations"]})
-    whose = f"That is {' and '.join(run['bugs'])}, on purpose." if run.get("bugs") else "This is a bug."
+    if run.get("bugs"):
+        whose = f"That is {' and '.join(run['bugs'])}, on purpose."
+    elif run.get("policy"):
+        whose = f"Linux's own policy does not do that: look at {run['policy']['name']}, with emu explore --policy."
+    else:
+        whose = "This is a bug."
     for kind, count in kinds.items():
         if count:
             yield f"{count} violations: {_WHAT_HAPPENED.get(kind, kind)}. {whose}"
@@ -120,7 +133,7 @@ def _violations(run: Run) -> Iterator[str]:
 
 def _remarks(run: Run) -> Iterator[str]:
     name = run["domain"]
-    yield from (f"{name}: {sentence}" for sentence in (*_switches(run), *_violations(run)))
+    yield from (f"{name}: {sentence}" for sentence in (*_policy(run), *_switches(run), *_violations(run)))
     if run["overruns"]:
         yield (
             f"{name}: {run['overruns']} ring overruns lost {run.get('overrun_iovas', 0)} IOVAs, as they do in Linux; "

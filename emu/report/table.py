@@ -129,6 +129,7 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Heading("global flushes by cause")
     yield _Row("  ring full", lambda run: run["flushes"]["full"])
     yield _Row("  timeout", lambda run: run["flushes"]["timeout"])
+    yield _Row("  asked for by the policy", lambda run: run["flushes"].get("early"), always=False)
     yield _Row("  wrap-around", lambda run: run["flushes"]["wrap"], always=False)
     yield _Row("  out of resources", lambda run: run["flushes"]["no_resources"], always=False)
     yield _Row("IOVAs freed per flush", lambda run: run["iovas_per_flush"])

@@ -52,23 +52,29 @@ class _WrongError(AssertionError):
     """A machine came out wrong."""
 
 
-def hunt(seed: int, seconds: float, on_progress: Callable[[Hunt, float], None] = lambda _hunt, _part: None) -> Hunt:
+def hunt(
+    seed: int,
+    seconds: float,
+    on_progress: Callable[[Hunt, float], None] = lambda _hunt, _part: None,
+    policy: str | None = None,
+) -> Hunt:
     """Run random machines.
 
     Args:
         seed: of everything random.
         seconds: how long; making a failing one smaller takes a minute more at most.
         on_progress: told the state and the part of the time that has passed, 0 to 1.
+        policy: of all machines, as `domain.policy`; then only such run as have a queue, at first or later.
     """
     found, began = Hunt(), time.monotonic()
     number = seed
     while time.monotonic() - began < seconds and not found.complaint and not found.interrupted:
-        _round(found, number, began + seconds, lambda: on_progress(found, (time.monotonic() - began) / seconds))
+        _round(found, number, began + seconds, lambda: on_progress(found, (time.monotonic() - began) / seconds), policy)
         number += 1
     return found
 
 
-def _round(found: Hunt, number: int, until: float, on_trial: Callable[[], None]) -> None:
+def _round(found: Hunt, number: int, until: float, on_trial: Callable[[], None], policy: str | None) -> None:
     limit = until
 
     @seeded(number)
@@ -84,7 +90,7 @@ def _round(found: Hunt, number: int, until: float, on_trial: Callable[[], None])
     @given(descriptions())
     def try_one(overrides: Overrides) -> None:
         nonlocal limit
-        config = resolve(overrides)
+        config = resolve(overrides, policy)
         if config is None or found.interrupted or time.monotonic() >= limit:
             return
         for _ in range(_TRIES if found.complaint else 1):

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from emu.config import Config, ConfigError, load
-from emu.experiment import MachineError, compile_machine, run_machine
+from emu.experiment import MachineError, compile_machine, policy_of, run_machine
 from emu.stress.draw import Overrides
 from emu.workload.build import build_workload
 
@@ -32,11 +32,14 @@ class Trial:
     ops: int = 0
 
 
-def resolve(overrides: Overrides) -> Config | None:
-    """The description, or None when it contradicts itself."""
+def resolve(overrides: Overrides, policy: str | None = None) -> Config | None:
+    """The description, or None when it contradicts itself, or has no queue that would ask the policy."""
     preset = next(value for section, key, value in overrides if (section, key) == ("hypervisor", "preset"))
     try:
-        return load(None, preset, [item for item in overrides if item[:2] != ("hypervisor", "preset")])
+        config = load(None, preset, [item for item in overrides if item[:2] != ("hypervisor", "preset")])
+        if policy is None:
+            return config
+        return load(config, overrides=[("domain", "policy", policy)]) if config.lazy_types else None
     except ConfigError:
         return None
 
@@ -45,7 +48,10 @@ def attempt(config: Config) -> Trial:
     """Run one machine and look at it with all checks there are."""
     (domain,) = config.domain.types
     # Compiling is no part of how long it ran.
-    compile_machine(config.machine)
+    try:
+        compile_machine(config.machine, policy=policy_of(config))
+    except ConfigError as error:
+        return Trial(f"it did not start: {error}")
     began = time.monotonic()
     try:
         outcome = run_machine(config, domain, build_workload(config))

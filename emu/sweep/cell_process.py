@@ -31,7 +31,7 @@ _ATTEMPTS = 3
 
 OnCompile = Callable[[int, int], None]
 
-_compiled: set[tuple[str, bool]] = set()
+_compiled: set[tuple[str, bool, str | None]] = set()
 """Kinds of machines that this process has compiled code for."""
 
 
@@ -171,15 +171,20 @@ def _live(connection: Connection, parent: int) -> None:
 
 def _run(cell: Cell, on_compile: OnCompile) -> CellResult | None:
     from emu.config import ConfigError  # noqa: PLC0415 - heavy: only where cells run
-    from emu.experiment import MachineError, compile_machine, run_machine  # noqa: PLC0415
+    from emu.experiment import MachineError, compile_machine, policy_of, run_machine  # noqa: PLC0415
     from emu.workload.build import build_workload  # noqa: PLC0415
 
     machine = cell.config.machine
-    if (kind := (machine.engine, bool(machine.devices))) not in _compiled:
-        # In turn: who waits finds in the cache what the first has compiled.
-        with _turn("compiling"):
-            compile_machine(machine, on_compile)
-        _compiled.add(kind)
+    try:
+        policy = policy_of(cell.config)
+        kind = (machine.engine, bool(machine.devices), policy.mark if policy else None)
+        if kind not in _compiled:
+            # In turn: who waits finds in the cache what the first has compiled.
+            with _turn("compiling"):
+                compile_machine(machine, on_compile, policy)
+            _compiled.add(kind)
+    except ConfigError as error:
+        return CellResult(cell, None, str(error), 0.0)
     with _turn("measuring") if cell.is_measured else nullcontext():
         began = time.monotonic()
         known, warnings = _environment(cell)

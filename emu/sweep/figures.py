@@ -47,6 +47,7 @@ _FIGURES: dict[str, tuple[str, Callable[[Run], Any]]] = {
     "flushes_timeout": ("BIGINT", _at("flushes", "timeout")),
     "flushes_no_resources": ("BIGINT", _at("flushes", "no_resources")),
     "flushes_wrap": ("BIGINT", _at("flushes", "wrap")),
+    "flushes_early": ("BIGINT", _at("flushes", "early")),
     "iovas_per_flush": ("DOUBLE", _at("iovas_per_flush")),
     "queue_size": ("BIGINT", _at("queue", "size")),
     "queue_timeout_ms": ("DOUBLE", _at("queue", "timeout_ms")),

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "oracle": {"oracle", "native", "iommu.io_pgtable"},
     "hypervisor": {"hypervisor", "native", "oracle", "iommu.io_pgtable", "iommu.stages", "iommu.tracepoints"},
     "workload": {"workload", "capture", "config"},
-    "machine": {"machine", "hypervisor", "iommu", "oracle", "native", "workload", "config", "fault"},
+    "machine": {"machine", "hypervisor", "iommu", "oracle", "native", "workload", "config", "fault", "policy"},
     "addresses": {"addresses", "machine", "iommu", "oracle", "native", "workload", "capture", "config"},
     "analysis": {"analysis", "machine", "iommu", "oracle", "native", "workload", "capture", "config"},
     "explore": {"explore", "machine", "hypervisor", "iommu", "oracle", "native", "workload", "config"},
@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "report": {"report", "analysis", "capture", "explore"},
     "cli": {
         *("cli", "experiment", "verify", "report", "analysis", "machine", "workload", "capture", "native", "config"),
-        *("claims", "scaling", "explore", "mutants", "stress", "sweep", "fault", "rounds", "comparison"),
+        *("claims", "scaling", "explore", "mutants", "stress", "sweep", "fault", "policy", "rounds"),
+        "comparison",
     },
     "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},

@@ -53,6 +53,17 @@ def test_all_domains_run_under_the_same_load(machine, emu):
         (("run", "--switch", "soon:DMA-FQ"), "--switch 0.5s:DMA-FQ"),
         (("run", "--switch", "2s:DMA-FQ"), "the timeline goes on to 2 s, but the load ends after 1.5 s"),
         (("run", "--bug", "ant"), "--bug: must be"),
+        (("run", "--policy", "nosuch.py"), "nosuch.py: No such file or directory; give a policy's Python file"),
+        (("run", "--policy", "nosuch"), "--policy: no policy nosuch; emu has adaptive_timeout, batching,"),
+        (("run", "--policy", "folder/"), "folder: Is a directory; give a policy's Python file"),
+        (("run", "--policy", "wrong.py"), "wrong.py:4: nobody asks for ring, as rings is;"),
+        (("run", "policy.toml"), "policy.toml: domain.policy: cannot read "),
+        (("run", "--domain", "DMA", "--policy", "kernel"), "domain.policy needs a domain with a flush queue"),
+        (("compare", "--vary", "domain.policy=kernel,nosuch"), "no policy nosuch; emu has"),
+        (("explore", "--policy", "nosuch.py"), "emu explore: --policy: cannot read "),
+        (("explore", "--policy", "wrong.py"), "wrong.py:4: nobody asks for ring"),
+        (("stress", "--policy", "nosuch"), "--policy: no policy nosuch; emu has"),
+        (("explore", "--domain", "DMA", "--policy", "kernel"), "a domain of type DMA has no flush queue"),
         (("run", "--out", "full"), "--out full is not empty"),
         (("run", "--out", "broken.toml/results"), "--out broken.toml/results cannot be used"),
         (("replay",), "CAPTURE"),
@@ -67,6 +78,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(machine, emu, arguments, said)
     Path("broken.toml").write_text("[machine\n")
     Path("binary.toml").write_bytes(b"\xff\xfe\x00")
     Path("contradictory.toml").write_text("[machine]\nseconds = 1\nops = 5\n")
+    Path("wrong.py").write_text('"""Wrong."""\n\n\ndef ring(cpus):\n    return 1\n')
+    Path("policy.toml").write_text('[domain]\npolicy = "nosuch.py"\n')
     Path("folder").mkdir()
     Path("full").mkdir()
     Path("full/something").touch()

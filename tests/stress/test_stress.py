@@ -53,6 +53,14 @@ def test_a_seed_draws_the_same_machines(monkeypatch):
     assert first == second != drawn_by(8, monkeypatch, most=20)[0]
 
 
+def test_a_policy_is_asked_by_every_machine_and_only_those_run_that_have_a_queue(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(hunting, "attempt", lambda config: drawn.append(config) or Trial(ops=1))
+    hunt(7, 1.0, policy="batching")
+    assert drawn
+    assert all(config.lazy_types and config.domain.policy == "batching" for config in drawn)
+
+
 def test_what_fails_is_made_small_and_can_be_read_back(monkeypatch, tmp_path):
     _, found = drawn_by(3, monkeypatch, lambda config: "too many" if config.machine.cpus > 2 else None)
     assert found.complaint == "too many"

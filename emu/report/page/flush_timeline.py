@@ -20,7 +20,13 @@ from emu.report.quantity import amount, duration
 
 _GROUPS = 250
 """Into how many intervals the time is cut."""
-_NAMES = {"full": "queue full", "timeout": "timer", "no_resources": "out of resources", "wrap": "wrap-around"}
+_NAMES = {
+    "full": "queue full",
+    "timeout": "timer",
+    "no_resources": "out of resources",
+    "wrap": "wrap-around",
+    "early": "asked for by a policy",
+}
 _IDENTITY, _TITLE = "flushes", "Global flushes"
 
 

@@ -175,6 +175,11 @@ def _began(subject: Subject) -> object:
     return f"{str(time)[:19].replace('T', ' ')} UTC" if time else None
 
 
+def _policy(subject: Subject) -> object:
+    policies = {f"{policy['name']} ({policy['key']})" for run in subject.runs if (policy := run.get("policy"))}
+    return ", ".join(sorted(policies)) or None
+
+
 _ROWS: dict[str, Callable[[Subject], object]] = {
     "folder": lambda subject: subject.data.folder,
     "command": lambda subject: subject.data.summary.get("command"),
@@ -188,6 +193,7 @@ _ROWS: dict[str, Callable[[Subject], object]] = {
     "every operation checked": _checked,
     "faults on purpose": _on_purpose("faults"),
     "bugs on purpose": _on_purpose("bugs"),
+    "policy": _policy,
     "emu": _of_environment("emu"),
     "this machine's kernel": _of_environment("kernel"),
     "architecture": _of_environment("architecture"),
