@@ -192,9 +192,13 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     """The timer: one flush, then free on every ring, into the caches of the CPU that armed it."""
     write_once(cookie.fq_timer_on, "counter", 0)
     cpu.ctrs.flushes_timeout += 1
+    since = now_ticks(cpu)
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
     fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
     fq_free_rings(cpu, cookie)
+    took = now_ticks(cpu) - since
+    cpu.ctrs.timeout_ticks += took
+    cpu.ctrs.timeout_max_ticks = max(cpu.ctrs.timeout_max_ticks, took)
 
 
 @slow
