@@ -361,9 +361,10 @@ class Config(_Section):
     def _command_queue_makes_sense(self) -> None:
         model, posters = self.hypervisor, self.machine.cpus + 1
         if model.service != "cmdq":
-            options = {"cmdq_entries", "cmdq_patched"} & model.model_fields_set
+            fields = HypervisorConfig.model_fields
+            options = [key for key in ("cmdq_entries", "cmdq_patched") if getattr(model, key) != fields[key].default]
             if options:
-                raise ValueError(f"hypervisor.{min(options)} needs service = cmdq, where there is a command queue")
+                raise ValueError(f"hypervisor.{options[0]} needs service = cmdq, where there is a command queue")
         elif model.servers > 1:
             raise ValueError(
                 "hypervisor.servers > 1 contradicts service = cmdq: one SMMU consumes its commands in turn"
