@@ -156,6 +156,13 @@ class DomainConfig(_Section):
         default_factory=list, description="IOVA ranges never handed out: first and last byte of each"
     )
     iova_ranges: int | None = Field(None, ge=64, le=1 << 28, description="memory for that many allocated ranges")
+    depot_magazines: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="full magazines of each size that the allocator's depot has room for (MAX_GLOBAL_MAGS, 32 before "
+        "Linux 6.7); what is in one more goes back to the tree; 0 for any number",
+    )
     fq_memory_mb: int = Field(1024, ge=0, le=1 << 20, description="most memory the rings may take, in MiB")
     policy: str | None = Field(
         None,
@@ -209,7 +216,23 @@ class HypervisorConfig(_Section):
         description="most requests that may wait to be served; another is answered busy, and the guest tries it again "
         "after 1 µs; 0 for no limit",
     )
-    service: Literal["process", "inline"] = Field("process", description="who serves: a process, or the trapping CPU")
+    service: Literal["process", "inline", "cmdq"] = Field(
+        "process",
+        description="who serves: a process, the trapping CPU, or an SMMUv3 through the command queue of Linux's driver",
+    )
+    cmdq_entries: int = Field(65_536, ge=4, le=1 << 19, description="cmdq: commands that the queue has room for")
+    cmdq_patched: bool = Field(
+        False,
+        description="cmdq: places in the queue are reserved by an addition that cannot fail, as a series of patches of "
+        "2020 has it, not by compare-and-exchange",
+    )
+
+    @field_validator("cmdq_entries")
+    @classmethod
+    def _is_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"must be a power of two, as {1 << value.bit_length()} is")
+        return value
 
 
 class WorkloadConfig(_Section):
@@ -323,6 +346,7 @@ class Config(_Section):
             raise ValueError(
                 "hypervisor.servers > 1 contradicts service = inline: every CPU serves itself, one at a time"
             )
+        self._command_queue_makes_sense()
         if self.machine.devices and not self.machine.check:
             raise ValueError("machine.devices needs machine.check, which knows what an access ought to find")
         given = {key for key in self.domain.model_fields_set if getattr(self.domain, key) is not None}
@@ -340,6 +364,25 @@ class Config(_Section):
             if not 0 <= first < last < 1 << 64 or first % 4096 or (last + 1) % 4096:
                 raise ValueError("domain.reserved needs whole pages: [first byte, last byte] with first < last")
         return self
+
+    def _command_queue_makes_sense(self) -> None:
+        model, posters = self.hypervisor, self.machine.cpus + 1
+        if model.service != "cmdq":
+            fields = HypervisorConfig.model_fields
+            options = [key for key in ("cmdq_entries", "cmdq_patched") if getattr(model, key) != fields[key].default]
+            if options:
+                raise ValueError(f"hypervisor.{options[0]} needs service = cmdq, where there is a command queue")
+        elif model.servers > 1:
+            raise ValueError(
+                "hypervisor.servers > 1 contradicts service = cmdq: one SMMU consumes its commands in turn"
+            )
+        elif model.queue_limit:
+            raise ValueError("hypervisor.queue_limit contradicts service = cmdq: who finds no room in the queue waits")
+        elif model.cmdq_patched and model.cmdq_entries < 2 * posters:
+            raise ValueError(
+                f"hypervisor.cmdq_patched needs room for a flush of each CPU and the timer at once: "
+                f"cmdq_entries of at least {1 << (2 * posters - 1).bit_length()}"
+            )
 
     @model_validator(mode="after")
     def _faults_make_sense(self) -> Config:
@@ -369,6 +412,8 @@ class Config(_Section):
             return f"there is no process to {fault.kind} with engine = {machine.engine}; use processes"
         if inline and (fault.kind in (*TO_COMPLETIONS, "dead") or (fault.is_to_process and fault.role == "hypervisor")):
             return "with hypervisor.service = inline every CPU serves itself; there is no process of the hypervisor"
+        if self.hypervisor.service == "cmdq" and fault.kind in TO_COMPLETIONS:
+            return "with hypervisor.service = cmdq a completion is a word of the queue, which does not go astray"
         count = {"cpu": machine.cpus, "hypervisor": self.hypervisor.servers}.get(fault.role, 0)
         if fault.number is not None and fault.number >= count:
             return f"there are {count} of them, counted from 0"
@@ -384,7 +429,7 @@ class Config(_Section):
     @property
     def servers(self) -> int:
         """Processes of the hypervisor."""
-        return self.hypervisor.servers if self.hypervisor.service == "process" else 0
+        return 0 if self.hypervisor.service == "inline" else self.hypervisor.servers
 
     def to_toml(self) -> str:
         """The resolved description; reading it back gives an equal Config."""
@@ -394,6 +439,9 @@ class Config(_Section):
         if not self.lazy_types:
             for name in ("fq_size", "fq_timeout_ms", "on_overrun"):
                 data["domain"].pop(name, None)
+        if self.hypervisor.service != "cmdq":
+            for name in ("cmdq_entries", "cmdq_patched"):
+                data["hypervisor"].pop(name, None)
         for name in ("block_kb", "dmb_kb"):
             data["workload"][name] = {str(size): share for size, share in data["workload"][name].items()}
         return tomli_w.dumps(data)

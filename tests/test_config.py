@@ -355,3 +355,33 @@ def test_a_share_is_finite_and_not_negative(share):
     else:
         assert math.isfinite(config.workload.block_kb[4])
         assert config.workload.block_kb[4] >= 0
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"cmdq_entries": 8}, "hypervisor.cmdq_entries needs service = cmdq"),
+        ({"cmdq_patched": True, "service": "inline"}, "hypervisor.cmdq_patched needs service = cmdq"),
+        ({"service": "cmdq", "cmdq_entries": 12}, "must be a power of two, as 16 is"),
+        ({"service": "cmdq", "servers": 2}, "contradicts service = cmdq"),
+        ({"service": "cmdq", "queue_limit": 2}, "contradicts service = cmdq"),
+        ({"service": "cmdq", "cmdq_patched": True, "cmdq_entries": 8}, "cmdq_entries of at least 16"),
+    ],
+)
+def test_a_command_queue_that_cannot_be_is_refused_in_one_line(values, complaint):
+    overrides = [("machine", "cpus", 4), *(("hypervisor", key, value) for key, value in values.items())]
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        load(preset="kvm", overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_completion_of_a_command_queue_cannot_go_astray():
+    with pytest.raises(ConfigError, match="a completion is a word of the queue"):
+        load(preset="smmuv3", overrides=[("machine", "faults", ["drop:completion:1/3"])])
+
+
+@pytest.mark.parametrize("preset", ["kvm", "smmuv3"])
+def test_a_description_with_or_without_a_command_queue_can_be_read_again(preset, tmp_path):
+    config = load(preset=preset, overrides=[("domain", "depot_magazines", 32)])
+    (tmp_path / "again.toml").write_text(config.to_toml())
+    assert load(tmp_path / "again.toml") == config

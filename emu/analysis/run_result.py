@@ -70,6 +70,10 @@ def run_result(
             "wrap": int(ctrs["flushes_wrap"].sum()),
             "early": int(ctrs["flushes_early"].sum()),
         },
+        "flush_timeout_ns": {
+            "mean": _timeout_ticks(ctrs) * recording.tick_ns,
+            "max": float(ctrs["timeout_max_ticks"].max()) * recording.tick_ns,
+        },
         "iovas_per_flush": int(ctrs["reclaimed"].sum()) / global_flushes if global_flushes else None,
         "queue": _queue(recording),
         "overruns": int(ctrs["overruns"].sum()),
@@ -114,6 +118,11 @@ def _violations(recording: Recording, conservation: dict[str, Any] | None) -> di
         **books_out_of_balance(conservation, recording.most_pages),
         "flushes_not_done": int(recording.servers["not_served"].sum()),
     }
+
+
+def _timeout_ticks(ctrs: npt.NDArray[Any]) -> float:
+    """How long a timer's flush took on average; 0 where there was none."""
+    return float(ctrs["timeout_ticks"].sum()) / max(int(ctrs["flushes_timeout"].sum()), 1)
 
 
 def _is_denied_its_queue(config: Config, domain: DomainType) -> bool:
@@ -226,6 +235,7 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
         "requests": requests,
         "global_requests": int(servers["global_requests"].sum()),
         "busy_retries": int(recording.contexts["ctrs"]["busy_retries"].sum()),
+        "command_queue": _command_queue(recording),
         "busy_ns": busy_ns,
         "emulated_ns": int(servers["emulated_ns"].sum()),
         "utilisation": min(busy_ns / capacity_ns, 1.0) if capacity_ns else 0.0,
@@ -241,6 +251,13 @@ def _hypervisor(recording: Recording, seconds: float) -> dict[str, Any]:
         "served_again": int(servers["served_again"].sum()),
         "completions": {name: int(servers[name].sum()) for name in ("dropped", "duplicated", "reordered")},
     }
+
+
+def _command_queue(recording: Recording) -> dict[str, int] | None:
+    if not recording.hypervisor["cmdq"][0]:
+        return None
+    ctrs = recording.contexts["ctrs"]
+    return {"attempts": int(ctrs["cmdq_attempts"].sum()), "full": int(ctrs["cmdq_full"].sum())}
 
 
 def _waits(histogram: npt.NDArray[np.int64], servers: npt.NDArray[Any], name: str) -> dict[str, Any]:

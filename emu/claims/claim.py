@@ -60,7 +60,7 @@ class Ratio(_Part):
 
 
 class Fit(_Part):
-    """One constant of the description that published points are to determine: the best of some values is taken."""
+    """A constant of the description that published points are to determine: the best of some values is taken."""
 
     section: str
     key: str
@@ -74,7 +74,6 @@ class Curve(_Part):
         name: whose points. machine: what runs.
         published: thousand map+unmap pairs per CPU and second, by number of CPUs.
         tolerance: as a part of each point.
-        fit: the constant that is fitted to these points.
         beyond_model: why the model cannot reach points that it does not.
     """
 
@@ -82,7 +81,6 @@ class Curve(_Part):
     machine: Machine
     published: dict[str, float] = Field(min_length=2)
     tolerance: float = Field(gt=0, lt=1)
-    fit: Fit
     beyond_model: str | None = None
 
     @property
@@ -118,6 +116,7 @@ class Claim(_Part):
         rounds: how often everything is measured, each time with another seed.
         settings: values of the description that all of its machines share.
         ratio, curve, growth: what is measured; at least one of anything.
+        fit: constants that are fitted to the points of all curves together.
     """
 
     id: str = Field(pattern="^C[0-9]+$")
@@ -130,12 +129,27 @@ class Claim(_Part):
     ratio: list[Ratio] = Field(default_factory=list)
     curve: list[Curve] = Field(default_factory=list)
     growth: list[Growth] = Field(default_factory=list)
+    fit: list[Fit] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _measures_something(self) -> Claim:
         if not (self.ratio or self.curve or self.growth):
             raise ValueError("measures nothing: needs a ratio, a curve or a growth")
+        if bool(self.fit) != bool(self.curve):
+            raise ValueError("a fit and the curves that it is fitted to need each other")
         return self
+
+    @property
+    def combinations(self) -> list[Sections]:
+        """All that the fit chooses from: a value of each of its constants."""
+        chosen: list[Sections] = [{}]
+        for fit in self.fit:
+            chosen = [
+                {**others, fit.section: {**others.get(fit.section, {}), fit.key: value}}
+                for others in chosen
+                for value in fit.values
+            ]
+        return chosen
 
     def config_of(self, machine: Machine, *changes: Sections) -> Config:
         """The whole description of a machine.

@@ -18,10 +18,9 @@ from emu.analysis.claims import (
     paired_ratio,
     range_text,
 )
-from emu.analysis.timer_flushes import timer_flush_ticks
 from emu.claims.claim import Claim, Curve, Growth, Machine, Ratio, Sections
 from emu.config import Config, cores
-from emu.experiment import EventCollector, run_whole
+from emu.experiment import run_whole
 
 
 class Bench:
@@ -71,7 +70,8 @@ class Bench:
                 yield from (Finding(claim.id, name, "", None, "", CANNOT_BE_SHOWN, obstacle) for name in names)
                 continue
             yield from self._ratios(claim)
-            yield from (self._curve(claim, curve) for curve in claim.curve)
+            if claim.curve:
+                yield from self._curves(claim)
             yield from (self._growth(claim, growth) for growth in claim.growth)
 
     def _obstacle(self, claim: Claim) -> str | None:
@@ -88,7 +88,7 @@ class Bench:
         if self._obstacle(claim):
             return 0
         rounds = self._rounds_of(claim)
-        points = sum(len(curve.cpus) * len(curve.fit.values) for curve in claim.curve)
+        points = len(claim.combinations) * sum(len(curve.cpus) for curve in claim.curve)
         return 2 * rounds * len(claim.ratio) + points + rounds * sum(len(growth.cpus) for growth in claim.growth)
 
     def _rounds_of(self, claim: Claim) -> int:
@@ -122,50 +122,35 @@ class Bench:
         self._done += 1
         self._on_progress(self._done / self._planned)
 
-    def _curve(self, claim: Claim, curve: Curve) -> Finding:
-        fit = curve.fit
-        per_cpu = [
-            [
-                self._rate(claim, curve.machine, 1, {"machine": {"cpus": cpus}}, {fit.section: {fit.key: value}})
-                / (1000 * cpus)
-                for cpus in curve.cpus
-            ]
-            for value in fit.values
+    def _curves(self, claim: Claim) -> Iterator[Finding]:
+        """All curves with the constants that come closest to the points of all of them."""
+        combinations = claim.combinations
+        per_cpu = [[self._points(claim, curve, chosen) for curve in claim.curve] for chosen in combinations]
+        published = [point for curve in claim.curve for point in curve.published.values()]
+        best = best_fit(np.array([np.concatenate(curves) for curves in per_cpu]), np.array(published))
+        fitted = {
+            f"{section}.{key}": value for section, keys in combinations[best].items() for key, value in keys.items()
+        }
+        for curve, measured in zip(claim.curve, per_cpu[best], strict=True):
+            yield _judge_curve(claim, curve, measured, fitted)
+
+    def _points(self, claim: Claim, curve: Curve, chosen: Sections) -> list[float]:
+        """Thousand pairs per CPU and second, by number of CPUs."""
+        return [
+            self._rate(claim, curve.machine, 1, {"machine": {"cpus": cpus}}, chosen) / (1000 * cpus)
+            for cpus in curve.cpus
         ]
-        published = np.array(list(curve.published.values()))
-        best = best_fit(np.array(per_cpu), published)
-        ratios = np.array(per_cpu[best]) / published
-        is_close = bool((np.abs(ratios - 1) <= curve.tolerance).all())
-        fitted = f"{fit.section}.{fit.key} = {fit.values[best]:g} fitted"
-        verdict = HOLDS if is_close else CANNOT_BE_SHOWN if curve.beyond_model else DOES_NOT_HOLD
-        worst = Interval(float(ratios[np.abs(ratios - 1).argmax()]), float(ratios.min()), float(ratios.max()))
-        points = [
-            {"cpus": cpus, "published": said, "measured": round(found, 2)}
-            for cpus, said, found in zip(curve.cpus, published.tolist(), per_cpu[best], strict=True)
-        ]
-        return Finding(
-            claim.id,
-            curve.name,
-            f"each within ±{100 * curve.tolerance:g} %",
-            worst,
-            " ×",
-            verdict,
-            fitted if is_close or not curve.beyond_model else f"{curve.beyond_model} ({fitted})",
-            {"points": points, "fitted": {f"{fit.section}.{fit.key}": fit.values[best]}},
-        )
 
     def _growth(self, claim: Claim, growth: Growth) -> Finding:
         sizes, times_ns = [], []
         for seed in range(1, self._rounds_of(claim) + 1):
             for cpus in growth.cpus:
-                config = self._config(claim, growth.machine, seed, {"machine": {"cpus": cpus, "record": True}})
-                collector = EventCollector()
-                run_whole(config, collect_in=collector, on_compile=self._on_compile)
-                took = timer_flush_ticks(collector.events(), timer=cpus)
+                config = self._config(claim, growth.machine, seed, {"machine": {"cpus": cpus}})
+                run = run_whole(config, on_compile=self._on_compile).run
                 self._advance()
-                if len(took):
+                if run["flushes"]["timeout"]:
                     sizes.append(float(cpus))
-                    times_ns.append(float(took.mean()))
+                    times_ns.append(float(run["flush_timeout_ns"]["mean"]))
         exponent = growth_exponent(sizes, times_ns)
         verdict, why = judged(exponent, growth.at_least, None)
         medians = {size: float(np.median([t for s, t in zip(sizes, times_ns, strict=True) if s == size]))
@@ -192,3 +177,25 @@ def _judge_ratio(claim: Claim, ratio: Ratio, found: list[tuple[float, float]]) -
     expected = range_text(ratio.at_least, ratio.at_most, " ×")
     details = {"of_pairs_per_s": list(of), "to_pairs_per_s": list(to)}
     return Finding(claim.id, ratio.name, expected, measured, " ×", verdict, why, details)
+
+
+def _judge_curve(claim: Claim, curve: Curve, measured: list[float], fitted: dict[str, float]) -> Finding:
+    ratios = np.array(measured) / np.array(list(curve.published.values()))
+    is_close = bool((np.abs(ratios - 1) <= curve.tolerance).all())
+    said = f"{' and '.join(f'{key} = {value:g}' for key, value in fitted.items())} fitted"
+    verdict = HOLDS if is_close else CANNOT_BE_SHOWN if curve.beyond_model else DOES_NOT_HOLD
+    worst = Interval(float(ratios[np.abs(ratios - 1).argmax()]), float(ratios.min()), float(ratios.max()))
+    points = [
+        {"cpus": cpus, "published": published, "measured": round(found, 2)}
+        for cpus, published, found in zip(curve.cpus, curve.published.values(), measured, strict=True)
+    ]
+    return Finding(
+        claim.id,
+        curve.name,
+        f"each within ±{100 * curve.tolerance:g} %",
+        worst,
+        " ×",
+        verdict,
+        said if is_close or not curve.beyond_model else f"{curve.beyond_model} ({said})",
+        {"points": points, "fitted": fitted},
+    )

@@ -2,14 +2,16 @@
 
 A guest that executes it traps: here its CPU posts a request and sleeps until the hypervisor has served it. Requests
 queue in FIFO order by ticket. With `service = "inline"` the CPU serves its own request under the hypervisor's lock
-instead, as KVM does, and waits for its turn awake, as it would for firmware or hardware. The address and length in
-the request are in pages. Where `queue_limit` requests wait already, another is not queued but answered busy at once.
+instead, as KVM does, and waits for its turn awake, as it would for firmware or hardware. With `service = "cmdq"` it is
+an SMMUv3 that is asked, by commands in its queue. The address and length in the request are in pages. Where
+`queue_limit` requests wait already, another is not queued but answered busy at once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.arm_smmu_v3 import flush_by_commands
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
     NO_TICKET,
@@ -83,6 +85,8 @@ def _note_answer(cpu: Any, request: Any) -> None:
 def _have_served(cpu: Any, hv: Any, request: Any) -> int:
     if hv.is_inline:
         return _serve_oneself(cpu, hv, request)
+    if hv.cmdq:
+        return flush_by_commands(cpu, hv, request)
     # Said before a place in the queue is taken: who finds it empty knows whom to wait for, or who has died.
     request.ticket = NO_TICKET
     write_once(request, "state", REQUEST_POSTED)

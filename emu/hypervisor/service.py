@@ -192,12 +192,12 @@ def _refresh(cpu: Any, hv: Any, server: Any, request: Any) -> int:
 
 
 @slow
-def serve_request(cpu: Any, hv: Any, request: Any) -> None:
-    """Serve one request and take as long as it costs; `cpu.server` is the address of the server's record."""
-    if read_once(deref(int64_t, cpu.abort), "value"):
-        # Nobody waits for it any longer, and a walk may be long.
-        request.status = RPCIT_NOT_SERVED
-        return
+def take_flush_up(cpu: Any, hv: Any, request: Any) -> int:
+    """Do what a request asks for and take as long as that costs; `cpu.server` is the address of the server's record.
+
+    Returns:
+        The flush's number in the oracle's books, where it has not ended yet, or 0.
+    """
     server = deref(server_t, cpu.server)
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
@@ -209,12 +209,7 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     if hv.faults.jitter_ns:
         emulated_ns += jitter_ns(hv, server.requests ^ request.start_pfn ^ cpu.slot << 32)
     _spend(cpu, started_ns + emulated_ns)
-    if number:
-        request.flush_number = number
-        if request.is_global:
-            end_flush(deref(oracle_t, hv.oracle), number)
     finished_ns = now_ns(cpu)
-    charge(cpu, COST_REQUEST, 1)
     server.requests += 1
     server.global_requests += request.is_global
     server.walked += walked
@@ -226,3 +221,23 @@ def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     request.changed = changed
     server.free_at_ns = finished_ns
     hv.free_at_ns = finished_ns
+    return number
+
+
+@inline
+def end_of_flush(hv: Any, request: Any) -> None:
+    """The flush that was done for a request has ended."""
+    if request.flush_number and request.is_global:
+        end_flush(deref(oracle_t, hv.oracle), request.flush_number)
+
+
+@slow
+def serve_request(cpu: Any, hv: Any, request: Any) -> None:
+    """Serve one request from its beginning to its end."""
+    if read_once(deref(int64_t, cpu.abort), "value"):
+        # Nobody waits for it any longer, and a walk may be long.
+        request.status = RPCIT_NOT_SERVED
+        return
+    request.flush_number = take_flush_up(cpu, hv, request)
+    end_of_flush(hv, request)
+    charge(cpu, COST_REQUEST, 1)

@@ -44,6 +44,28 @@ request_t = struct(
 number of the flush that served it, 0 if none did; `ticket`: its place in the queue; the last four: how long it waited
 until a server was free and was served, entries inspected and brought up to date."""
 
+smmu_cmd = struct(op="i4", slot="i4", place="i8")
+"""A command to an SMMUv3: what is to be done, 0 once a CMD_SYNC is over; whose request it is part of; its position."""
+
+arm_smmu_cmdq = struct(
+    lines=("val", "cons", "owner_prod", "entries", "prod_reg", "cons_reg"),
+    val="i8",
+    cons="i8",
+    owner_prod="i8",
+    lock="i8",
+    entries="i8",
+    is_patched="i8",
+    cmds="i8",
+    valid_map="i8",
+    prod_reg="i8",
+    cons_reg="i8",
+)
+"""Its command queue, of `entries` smmu_cmd at `cmds`, a power of two. Positions count modulo twice that, so that the
+bit above an index says in which lap it is. `val`: up to where places are reserved, whether somebody will publish them,
+and how far commands have been consumed, as far as is known; patched, that has a word of its own, `cons`. `owner_prod`:
+where the next owner's places begin; `lock`: how many wait for a sync, negative while somebody updates the known cons;
+`valid_map`: a bit for each entry; `prod_reg`, `cons_reg`: the hardware's. As in the kernel, `val` has its own line."""
+
 hypervisor_faults = struct(
     is_on="i8",
     salt="i8",
@@ -81,6 +103,7 @@ hypervisor_t = struct(
     ring="i8",
     ring_mask="i8",
     requests="i8",
+    cmdq="i8",
     guest_table="i8",
     shadow=io_pgtable,
     free_at_ns="i8",
@@ -96,8 +119,8 @@ hypervisor_t = struct(
 inspected; `shadows`: there is a shadow table to update; `is_ism`: the device looks into the guest's table itself, and
 a global flush over addresses in use puts it into error; `servers`: processes that serve, 0 when inline; `lock`: held
 to serve inline, and by one of several servers to walk; `free_at_ns`: when the server served last became free (inline
-service); `iotlbs`: of the `devices` that do DMA; `oracle`: address of what watches the run,
-or 0; `is_dead`: it lives but takes no requests, on purpose."""
+service); `cmdq`: address of the command queue by which it is asked, 0 where there is none; `iotlbs`: of the `devices`
+that do DMA; `oracle`: address of what watches the run, or 0; `is_dead`: it lives but takes no requests, on purpose."""
 
 server_t = struct(
     lines=("requests",),

@@ -20,6 +20,8 @@ iommu_ctrs = struct(
     flushes_full="i8",
     flushes_timeout="i8",
     flushes_early="i8",
+    timeout_ticks="i8",
+    timeout_max_ticks="i8",
     flushes_no_resources="i8",
     flushes_wrap="i8",
     reclaimed="i8",
@@ -28,6 +30,8 @@ iommu_ctrs = struct(
     rcache_flushes="i8",
     lost_iovas="i8",
     busy_retries="i8",
+    cmdq_attempts="i8",
+    cmdq_full="i8",
     exposures="i8",
     exposure_page_ticks="i8",
     exposure_max_ticks="i8",
@@ -35,8 +39,10 @@ iommu_ctrs = struct(
     queues_of_another_type="i8",
 )
 """`maps`, `unmaps`: calls of the DMA API that succeeded; `reclaimed`: IOVAs given back to the allocator after a flush;
+`timeout_ticks`: how long the timer's flushes took, with all that they made free, and `timeout_max_ticks` the longest;
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
 frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
+`cmdq_attempts`: tries to reserve places in the command queue, `cmdq_full`: looks for room in it where there was none;
 `exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
 `flushes_early`: a policy asked for before its ring was full; `queued_while_strict`: unmaps that were queued while the
 domain's type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""

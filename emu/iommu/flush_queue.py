@@ -258,12 +258,15 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     Where a policy has every ring flushed by its ranges there is no flush of everything.
     """
     write_once(cookie.fq_timer_on, "counter", 0)
+    since = now_ticks(cpu)
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
-    if _flush_rings_by_range(cpu, cookie):
-        return
-    cpu.ctrs.flushes_timeout += 1
-    fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
-    fq_free_rings(cpu, cookie)
+    if not _flush_rings_by_range(cpu, cookie):
+        cpu.ctrs.flushes_timeout += 1
+        fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
+        fq_free_rings(cpu, cookie)
+    took = now_ticks(cpu) - since
+    cpu.ctrs.timeout_ticks += took
+    cpu.ctrs.timeout_max_ticks = max(cpu.ctrs.timeout_max_ticks, took)
 
 
 @slow

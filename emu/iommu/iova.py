@@ -5,6 +5,9 @@ tree sit, for sizes up to 32 pages, per-CPU magazines and a shared depot, so tha
 it again touches nothing shared; what comes out is therefore a matter of each CPU's history, and this file keeps to the
 kernel's step by step so that the same history gives the same addresses. All numbers are page frames (pfn).
 
+Before 6.7 a depot had room for MAX_GLOBAL_MAGS magazines of each size; whoever had one more gave what was in it back to
+the tree, all under the tree's lock, and no worker emptied the depot. `max_global_mags` brings that back.
+
 Where a section of a lock changes two things, they are in an order, kept by barrier(), in which a process that is killed
 in between loses a range or a magazine at most, and never leaves one in two places: emu/iommu/recovery.py.
 """
@@ -16,6 +19,7 @@ from typing import Any
 from emu.native.atomics import barrier, ilog2, int64_t
 from emu.native.compile import inline, jit, slow
 from emu.native.cost import COST_TREE
+from emu.native.lines import write_lines
 from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, rb_root
 from emu.native.record import address_of, deref, element, pointer_to, struct
@@ -31,6 +35,7 @@ DMA_32BIT_PFN = 1 << 20
 
 iova_t = struct(node=rb_node, pfn_lo="i8", pfn_hi="i8")
 """One allocated range, both ends included."""
+_RANGE_BYTES = iova_t.itemsize
 
 iova_magazine = struct(lines=("count",), count="i8", next="i8", pfns=("i8", (IOVA_MAG_SIZE,)))
 """On lines of its own: neighbours belong to different CPUs."""
@@ -61,12 +66,14 @@ iova_domain = struct(
     magazine_lock=spinlock_t,
     free_magazines="i8",
     start_pfn="i8",
+    max_global_mags="i8",
     num_online_cpus="i8",
     rcaches="i8",
     oracle="i8",
     anchor=iova_t,
 )
-"""`oracle`: address of what watches what is handed out and given back, or 0."""
+"""`max_global_mags`: magazines that a depot has room for, 0 for any number; `oracle`: address of what watches what is
+handed out and given back, or 0."""
 
 
 @slow
@@ -144,7 +151,7 @@ def _align_mask(size: int) -> int:
 
 
 @slow
-def _alloc_and_insert_iova_range_locked(iovad: Any, size: int, limit_pfn: int) -> int:
+def _alloc_and_insert_iova_range_locked(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
     """First fit, from the cached node downwards, then once more from the limit. Returns the pfn, or 0."""
     if limit_pfn <= DMA_32BIT_PFN and size >= iovad.max32_alloc_size:
         return 0
@@ -155,6 +162,8 @@ def _alloc_and_insert_iova_range_locked(iovad: Any, size: int, limit_pfn: int) -
     retry_pfn = deref(iova_t, curr).pfn_hi
     while True:
         while True:
+            # Ranges that others have made are passed one by one, and are not in this CPU's cache.
+            write_lines(cpu, curr, _RANGE_BYTES)
             high_pfn = min(high_pfn, deref(iova_t, curr).pfn_lo)
             new_pfn = (high_pfn - size) & align_mask
             prev = curr
@@ -194,7 +203,7 @@ def alloc_iova(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
     """Allocate from the tree, at most `limit_pfn`. Returns the first pfn, or 0 when there is no room."""
     spin_lock(cpu, iovad.iova_rbtree_lock)
     charge(cpu, COST_TREE, 1)
-    pfn = _alloc_and_insert_iova_range_locked(iovad, size, limit_pfn + 1)
+    pfn = _alloc_and_insert_iova_range_locked(cpu, iovad, size, limit_pfn + 1)
     spin_unlock(cpu, iovad.iova_rbtree_lock)
     return pfn
 
@@ -364,20 +373,39 @@ def iova_depot_work_func(cpu: Any, rcache: Any) -> None:
         add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
 
 
+_NO_MEMORY = -1
+
+
 @slow
-def _swap_in_empty_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) -> bool:
-    """Both magazines are full: the loaded one goes to the depot, if there is memory for another."""
+def _swap_in_empty_magazine(cpu: Any, iovad: Any, rcache: Any, cpu_rcache: Any) -> int:
+    """Both magazines are full: the loaded one goes to the depot, if there is memory for another.
+
+    Returns:
+        Address of that magazine where the depot has no room for it; 0 where it has; -1 when there is no memory.
+    """
     new_magazine = _magazine_alloc(cpu, iovad)
     if new_magazine == 0:
-        return False
+        return _NO_MEMORY
     full = cpu_rcache.loaded
     # Before the depot has the full one, where others find it: the lock orders it.
     cpu_rcache.loaded = new_magazine
     spin_lock(cpu, rcache.lock)
-    iova_depot_push(rcache, full)
+    has_room = iovad.max_global_mags == 0 or rcache.depot_size < iovad.max_global_mags
+    if has_room:
+        iova_depot_push(rcache, full)
     spin_unlock(cpu, rcache.lock)
-    add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
-    return True
+    if not has_room:
+        return full
+    if iovad.max_global_mags == 0:
+        add_timer(cpu, rcache.work, IOVA_DEPOT_DELAY_NS)
+    return 0
+
+
+@slow
+def _empty_into_tree(cpu: Any, iovad: Any, magazine: int) -> None:
+    """Give a magazine for which the depot has no room back, and all that is in it. The caller holds no lock."""
+    magazine_free_pfns(cpu, iovad, magazine)
+    magazine_free(cpu, iovad, magazine)
 
 
 @slow
@@ -414,16 +442,19 @@ def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
         return False
     rcache = element(iova_rcache, iovad.rcaches, order)
     cpu_rcache = element(iova_cpu_rcache, rcache.cpu_rcaches, cpu.id)
-    can_insert = True
+    mag_to_free = 0
     spin_lock(cpu, cpu_rcache.lock)
     if deref(iova_magazine, cpu_rcache.loaded).count == IOVA_MAG_SIZE:
         if deref(iova_magazine, cpu_rcache.prev).count < IOVA_MAG_SIZE:
             _swap_magazines(cpu_rcache)
         else:
-            can_insert = _swap_in_empty_magazine(cpu, iovad, rcache, cpu_rcache)
+            mag_to_free = _swap_in_empty_magazine(cpu, iovad, rcache, cpu_rcache)
+    can_insert = mag_to_free != _NO_MEMORY
     if can_insert:
         magazine_push(cpu_rcache.loaded, pfn)
     spin_unlock(cpu, cpu_rcache.lock)
+    if mag_to_free > 0:
+        _empty_into_tree(cpu, iovad, mag_to_free)
     return can_insert
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.server import serve
+from emu.hypervisor.smmu import consume_commands
+from emu.hypervisor.state import hypervisor_t
 from emu.machine.context import cpu_t
 from emu.machine.cpu import wait_for_go
 from emu.native.compile import entry, jit
@@ -14,8 +16,12 @@ from emu.native.record import deref
 @jit
 def live_as_server(cpu: Any) -> None:
     """The life of one server of the hypervisor; it ends when the timer has, with every posted request served."""
+    hv = deref(hypervisor_t, cpu.hypervisor)
     if wait_for_go(cpu):
-        serve(cpu)
+        if hv.cmdq:
+            consume_commands(cpu, hv)
+        else:
+            serve(cpu)
     cpu.finished = 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from emu.config import Config, DomainType, cores
 from emu.hypervisor.iotlb import iotlb_t
-from emu.hypervisor.state import hypervisor_t, request_t, server_t
+from emu.hypervisor.state import arm_smmu_cmdq, hypervisor_t, request_t, server_t, smmu_cmd
 from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_TYPES, iommu_domain
 from emu.iommu.flush_queue import iova_fq, iova_fq_entry
 from emu.iommu.group import BUGS, iommu_group
@@ -206,7 +206,7 @@ class Layout:
             plan.add("fibers", fiber_t, self.contexts)
             plan.add("turns", turn_t, self.contexts)
             plan.add("turn_of", np.int64, self.contexts)
-            plan.add("last_writers", np.int64, LINES_REMEMBERED)
+            plan.add("lines", np.int64, 2 * LINES_REMEMBERED)
         self._plan_hypervisor(plan)
         self._plan_load(plan)
         if self.type in S390_TYPES:
@@ -240,6 +240,10 @@ class Layout:
         plan.add("requests", request_t, self.contexts)
         plan.add("request_ring", np.int64, self.ring_size)
         plan.add("servers", server_t, self.contexts)
+        if self.config.hypervisor.service == "cmdq":
+            plan.add("cmdq", arm_smmu_cmdq, 1)
+            plan.add("cmds", smmu_cmd, self.config.hypervisor.cmdq_entries)
+            plan.add("valid_map", np.uint8, bitmap_bytes(self.config.hypervisor.cmdq_entries))
         first, last = self.aperture_start_pfn, self.aperture_start_pfn + self.aperture_pages - 1
         region_bits = ZPCI_PT_BITS + ZPCI_TABLE_BITS
         # A table more than the aperture needs for every process that may lose a race to install one.
@@ -399,6 +403,12 @@ class Layout:
         hv.ring = at("request_ring")
         hv.ring_mask = self.ring_size - 1
         hv.requests = at("requests")
+        if model.service == "cmdq":
+            hv.cmdq = at("cmdq")
+            cmdq = self.segment["cmdq"][0]
+            cmdq.entries = model.cmdq_entries
+            cmdq.is_patched = model.cmdq_patched
+            cmdq.cmds, cmdq.valid_map = at("cmds"), at("valid_map")
         hv.guest_table = at("domain") + iommu_domain.fields["s390"][1]  # type: ignore[index]
         self._fill_table(hv.shadow, "shadow")
         for slot in range(self.contexts):
@@ -418,6 +428,7 @@ class Layout:
         magazines["next"][:-1] = at("magazines") + iova_magazine.itemsize * np.arange(1, self.magazines)
         iovad.free_magazines = at("magazines")
         iovad.num_online_cpus = self.cpus
+        iovad.max_global_mags = self.config.domain.depot_magazines
         iovad.rcaches = at("rcaches")
         for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
             self.segment["rcaches"][order].cpu_rcaches = at("cpu_rcaches", order * self.cpus)
@@ -449,9 +460,10 @@ class Layout:
             segment["fibers"],
             segment["turns"],
             segment["turn_of"],
-            segment["last_writers"],
+            segment["lines"],
             slack_ns=costs.slack_ns,
             costs_ns=[getattr(costs, f"{name}_ns") for name in COSTS],
+            seed=self.config.machine.seed,
         )
         for slot in range(self.contexts):
             # A virtual context begins with its fiber where others have a mark of their own.

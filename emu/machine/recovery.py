@@ -162,6 +162,11 @@ class Recovery:
             return "other CPUs wait for its mappings, as their loads share them"
         return None
 
+    def was_in_command_queue(self, slot: int) -> bool:
+        """Whether a process died while it had a flush in the command queue, or was about to."""
+        hv, request = self._layout.segment["hypervisor"][0], self._layout.segment["requests"][slot]
+        return bool(hv.cmdq) and int(request.state) == REQUEST_POSTED
+
     def _note_handovers(self) -> None:
         for orphan in list(self._orphans):
             if int(orphan.lock.recovered) > orphan.recovered:
@@ -199,7 +204,7 @@ class Recovery:
         hv, segment = self._layout.segment["hypervisor"][0], self._layout.segment
         head, tail = int(hv.head), int(hv.tail)
         position = head & int(hv.ring_mask)
-        if hv.is_inline or head == tail or int(segment["request_ring"][position]) >> SLOT_BITS == head:
+        if hv.is_inline or hv.cmdq or head == tail or int(segment["request_ring"][position]) >> SLOT_BITS == head:
             self._holes_at = -1
             return
         if self._holes_at != head:

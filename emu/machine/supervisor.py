@@ -475,12 +475,19 @@ class Machine:
             return "it had not begun"
         if self.died or self.interrupted:
             return "it was being stopped"
-        if member.slot >= self.layout.cpus:
-            role = "timer" if member.slot == self.layout.timer else "hypervisor"
-            return None if role in self.config.machine.restart else f"there is no --restart {role}"
-        if self.config.machine.on_death == "stop":
+        return self._why_not_go_on(member, death)
+
+    def _why_not_go_on(self, member: Member, death: dict[str, Any]) -> str | None:
+        """The same of a machine that runs."""
+        is_cpu = member.slot < self.layout.cpus
+        role = "timer" if member.slot == self.layout.timer else "hypervisor"
+        if is_cpu and self.config.machine.on_death == "stop":
             return "on_death is stop"
-        if self._control.stop == STOP:
+        if not is_cpu and role not in self.config.machine.restart:
+            return f"there is no --restart {role}"
+        if self.recovery.was_in_command_queue(member.slot):
+            return "it was in the command queue, where nobody can fill the places that it had reserved"
+        if not is_cpu or self._control.stop == STOP:
             return None
         return self.recovery.stops_for(member.slot, death, self._left)
 

@@ -68,6 +68,14 @@ def fetch_and(record: Any, field: str, value: int) -> int:
     return old
 
 
+def fetch_xor(record: Any, field: str, value: int) -> int:
+    """Turn bits over; returns what was there before."""
+    with _interlock:
+        old = int(record[field])
+        record[field] = old ^ value
+    return old
+
+
 def xchg(record: Any, field: str, value: int) -> int:
     """Exchange; returns what was there before."""
     with _interlock:
@@ -115,6 +123,7 @@ smp_store_release = llvm.Primitive(smp_store_release, llvm.field_store("release"
 fetch_add = llvm.Primitive(fetch_add, llvm.field_rmw("add"))
 fetch_or = llvm.Primitive(fetch_or, llvm.field_rmw("or"))
 fetch_and = llvm.Primitive(fetch_and, llvm.field_rmw("and"))
+fetch_xor = llvm.Primitive(fetch_xor, llvm.field_rmw("xor"))
 xchg = llvm.Primitive(xchg, llvm.field_rmw("xchg"))
 cmpxchg = llvm.Primitive(cmpxchg, llvm.field_cmpxchg())
 smp_mb = llvm.Primitive(smp_mb, llvm.fence("seq_cst"))
@@ -132,6 +141,7 @@ __all__ = [
     "fetch_add",
     "fetch_and",
     "fetch_or",
+    "fetch_xor",
     "ilog2",
     "int64_t",
     "interpreted",

@@ -41,7 +41,7 @@ fiber_t = struct(
 turn_t = struct(at_ps="i8", slot="i8")
 
 LINES_REMEMBERED = 1 << 17
-"""Of how many cache lines the last writer is known."""
+"""Of how many cache lines the last owner is known, and from when on another CPU can have them."""
 
 _WAITER_BITS = 10
 _QUEUES = 1 << _WAITER_BITS
@@ -60,6 +60,8 @@ world_t = struct(
     main_stack="i8",
     ended="i8",
     last_writers="i8",
+    lines_free_at="i8",
+    chance="i8",
     costs=("i8", (len(COSTS),)),
     first_waiter=("i8", (_QUEUES,)),
     last_waiter=("i8", (_QUEUES,)),
@@ -67,7 +69,8 @@ world_t = struct(
 """`turns`: a binary heap of turn_t, the next one first, with every fiber in it; `turn_of`: where in the heap each slot
 is. `horizon_ps`: until where the running fiber may go on; `until_ps`: where the world stops; `turns_left`: how many
 steps it may still take before Python is asked again, or fewer when the machine's own clock has reached `ask_at_ns`.
-`ended`: how many fibers have done so. `last_writers`: of cache lines, see emu.native.lines."""
+`ended`: how many fibers have done so. `last_writers`, `lines_free_at`: of cache lines, see emu.native.lines, and
+`chance`, which decides who gets one next."""
 
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
@@ -349,7 +352,15 @@ def cost_ps(world: Any, step: int) -> int:
 
 
 def init_world(
-    world: Any, fibers: Any, turns: Any, turn_of: Any, last_writers: Any, *, slack_ns: float, costs_ns: list[float]
+    world: Any,
+    fibers: Any,
+    turns: Any,
+    turn_of: Any,
+    lines: Any,
+    *,
+    slack_ns: float,
+    costs_ns: list[float],
+    seed: int = 1,
 ) -> None:
     """Make a world of fibers whose clocks all stand at START_PS; their stacks are set by the caller.
 
@@ -358,16 +369,19 @@ def init_world(
         fibers: array of fiber_t.
         turns: array of as many turn_t.
         turn_of: as many int64.
-        last_writers: LINES_REMEMBERED int64, all 0.
+        lines: of cache lines, twice LINES_REMEMBERED int64, all 0.
         slack_ns: how far a fiber may run ahead of the others in the midst of an operation.
         costs_ns: what each step of COSTS costs.
+        seed: of what chance decides.
     """
     count = np.arange(len(fibers))
     world.fibers = fibers.ctypes.data
     world.turns = turns.ctypes.data
     world.turn_of = turn_of.ctypes.data
-    world.last_writers = last_writers.ctypes.data
+    world.last_writers = lines.ctypes.data
+    world.lines_free_at = lines.ctypes.data + LINES_REMEMBERED * int64_t.itemsize
     world.count = len(fibers)
+    world.chance = seed & 0xFFFFFFFF
     world.slack_ps = round(slack_ns * PS)
     world.costs = [round(cost_ns * PS) for cost_ns in costs_ns]
     fibers["world"] = int(world.__array_interface__["data"][0])

@@ -43,7 +43,7 @@ def print_claims(console: Console, statements: Mapping[str, str], findings: Sequ
             console.print(plain(f"{claim}: {said}."))
         for finding in own:
             # Where an interval is in its range, the table has said it all.
-            if finding.verdict != HOLDS or finding.details.get("points"):
+            if finding.verdict != HOLDS or finding.details.keys() & {"points", "median_ns"}:
                 style = _STYLES[finding.verdict]
                 console.print(f"  [{style}]{finding.verdict}[/{style}]: {plain(finding.name)}: {plain(finding.why)}.")
 

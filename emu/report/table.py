@@ -142,6 +142,7 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Row("  wait in queue p99, µs", _micro("hypervisor", "queue_wait_ns", "p99"))
     yield _Row("  late start p50, µs", _micro("hypervisor", "schedule_ns", "p50"))
     yield _Row("  answered busy", lambda run: run["hypervisor"].get("busy_retries"), always=False)
+    yield _Row("  tries per command", _tries_per_command, always=False)
     yield _Row("waiting for locks, %", lambda run: _percent(lock_share(run, sum(_lock_waits(run)))))
     yield _Heading("reachable after unmap")
     yield _Row("  p50, ms", _exposed("p50_ns", 1e6))
@@ -151,6 +152,12 @@ def _rows(baseline: Run) -> Iterator[_Row | _Heading]:
     yield _Row("  stale accesses", _of_devices("stale"), always=False, alarm="yellow")
     yield _Row("    to others' pages", _of_devices("stale_to_others"), always=False, alarm="yellow")
     yield _Row("violations", lambda run: run["violations"], alarm="bold red")
+
+
+def _tries_per_command(run: Run) -> float | None:
+    """How often a CPU tries to reserve places in the command queue for one request; None where there is none."""
+    queue, requests = run["hypervisor"].get("command_queue"), run["hypervisor"]["requests"]
+    return queue["attempts"] / requests if queue and requests else None
 
 
 def _micro(section: str, name: str, percentile: str) -> Reader:

@@ -72,10 +72,13 @@ def descriptions(draw: st.DrawFn) -> Overrides:
     choose("machine", "cpus", st.integers(1, 8 if engine == "sim" else 4))
     choose("machine", "seed", st.integers(0, 1 << 20))
     chosen.append(("machine", "seconds", most_s))
-    choose("hypervisor", "preset", st.sampled_from(["kvm", "zvm", "lpar", "bare-metal"]))
-    choose("hypervisor", "service", st.sampled_from([None, "process", "inline"]))
+    choose("hypervisor", "preset", st.sampled_from(["kvm", "zvm", "lpar", "bare-metal", "smmuv3"]))
+    choose("hypervisor", "service", st.sampled_from([None, "process", "inline", "cmdq"]))
     choose("hypervisor", "servers", st.sampled_from([None, 1, 2, 3]))
     choose("hypervisor", "queue_limit", st.sampled_from([None, 1, 4]))
+    if ("hypervisor", "service", "cmdq") in chosen:
+        choose("hypervisor", "cmdq_entries", st.sampled_from([None, 4, 32]))
+        choose("hypervisor", "cmdq_patched", st.sampled_from([None, True]))
     choose("hypervisor", "mapping_limit", st.sampled_from([None, 300, 5000]))
     if domain in ("DMA", "DMA-FQ", "DMA-SQ"):
         choose("machine", "timeline", _actions(most_s) if domain == "DMA" else st.none())
@@ -84,6 +87,7 @@ def descriptions(draw: st.DrawFn) -> Overrides:
         choose("domain", "fq_timeout_ms", st.sampled_from([None, 1.0, 5.0]))
         choose("domain", "on_overrun", st.sampled_from([None, "wait"]))
     choose("domain", "aperture_mb", st.sampled_from([256, 64, 16]))
+    choose("domain", "depot_magazines", st.sampled_from([None, 1, 32]))
     choose("domain", "iova_ranges", st.sampled_from([1 << 16, 1 << 12]))
     load = choose("workload", "name", st.sampled_from(["map_benchmark", "nvme", "nic", "ism"]))
     if load == "nvme":

@@ -15,10 +15,6 @@ from emu.analysis.claims import (
     judged,
     paired_ratio,
 )
-from emu.analysis.timer_flushes import timer_flush_ticks
-from emu.iommu.tracepoints import EVENT_FLUSH, EVENT_FLUSH_TIMEOUT, EVENT_FLUSHED
-from emu.native.events import event_t
-from emu.native.lock import EVENT_LOCK_WAIT
 
 
 def test_what_both_sides_share_in_a_round_cancels():
@@ -71,15 +67,3 @@ def test_a_missing_bound_bounds_nothing():
 def test_the_best_fit_has_the_smallest_worst_error():
     published = np.array([10.0, 20.0])
     assert best_fit(np.array([[10.0, 40.0], [12.0, 18.0], [20.0, 20.0]]), published) == 1
-
-
-def test_a_timer_flush_lasts_to_its_last_wait():
-    rows = [
-        (100, EVENT_FLUSH_TIMEOUT, 2), (101, EVENT_FLUSH, 2), (150, EVENT_FLUSHED, 2),
-        (160, EVENT_LOCK_WAIT, 0), (170, EVENT_LOCK_WAIT, 2), (900, EVENT_LOCK_WAIT, 0),
-        (1000, EVENT_FLUSH_TIMEOUT, 2), (1040, EVENT_FLUSHED, 2),
-    ]  # fmt: skip
-    events = np.zeros(len(rows), event_t)
-    events["ticks"], events["code"], events["slot"] = np.array(rows).T
-    assert timer_flush_ticks(events, timer=2).tolist() == [70, 40]
-    assert timer_flush_ticks(events, timer=5).tolist() == []

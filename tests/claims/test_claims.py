@@ -14,8 +14,8 @@ CURVE = {
     "name": "a curve",
     "machine": {"preset": "smmuv3", "domain": "DMA"},
     "tolerance": 0.25,
-    "fit": {"section": "hypervisor", "key": "intercept_ns", "values": [100.0, 1000.0]},
 }
+FIT = {"section": "hypervisor", "key": "intercept_ns", "values": [100.0, 1000.0]}
 
 
 def bench(engine="sim", rounds=2, **changes):
@@ -64,9 +64,35 @@ def test_hypervisors_of_the_series_have_one_set_of_numbers_for_all_its_claims():
         assert not CLAIMS[name].settings.keys() & {"hypervisor", "costs"}
 
 
-@pytest.mark.parametrize("claim", ["C4", "C7", "C11"])
+@pytest.mark.parametrize("claim", ["C4", "C7", "C10", "C11"])
 def test_it_holds(claim):
     assert set(verdicts(claim, **_short(claim)).values()) == {HOLDS}
+
+
+def test_all_eight_points_of_the_command_queue_are_met_with_the_same_two_constants():
+    fits = [
+        fit.model_copy(update={"values": [value]}) for fit, value in zip(CLAIMS["C8"].fit, (315.0, 106.0), strict=True)
+    ]
+    claim = CLAIMS["C8"].model_copy(update={"fit": fits})
+    findings = list(bench(machine={"seconds": 0.003}).findings([claim]))
+    assert [finding.verdict for finding in findings] == [HOLDS, HOLDS]
+    assert [len(finding.details["points"]) for finding in findings] == [4, 4]
+
+
+def test_without_lines_that_are_fought_over_the_command_queue_does_not_collapse():
+    fits = [
+        fit.model_copy(update={"values": [value]}) for fit, value in zip(CLAIMS["C8"].fit, (315.0, 0.0), strict=True)
+    ]
+    claim = CLAIMS["C8"].model_copy(update={"fit": fits, "curve": CLAIMS["C8"].curve[:1]})
+    (finding,) = bench(machine={"seconds": 0.002}).findings([claim])
+    assert finding.verdict == DOES_NOT_HOLD
+    assert finding.details["points"][-1]["measured"] > 3 * 11.0
+
+
+def test_a_timers_flush_takes_longer_out_of_proportion_to_the_cpus():
+    growth = CLAIMS["C9"].growth[0].model_copy(update={"cpus": [16, 64, 256]})
+    (finding,) = bench(rounds=1).findings([CLAIMS["C9"].model_copy(update={"growth": [growth]})])
+    assert finding.measured.value > 1.1
 
 
 @pytest.mark.parametrize("claim", ["C4", "C7"])
@@ -103,9 +129,11 @@ def test_real_processes_show_what_they_have_cores_for():
     ("more", "verdict"), [({}, DOES_NOT_HOLD), ({"beyond_model": "it has no such queue"}, CANNOT_BE_SHOWN)]
 )
 def test_a_curve_that_is_not_met_is_blamed_on_the_model_only_where_its_file_says_why(more, verdict):
-    # No server is slower the more there are who wait for it.
+    # No hardware is slower the more there are who wait for it.
     curve = {**CURVE, "published": {"2": 100.0, "4": 1.0}, **more}
-    claim = Claim.model_validate({**MINIMAL, "curve": [curve], "settings": {"machine": {"seconds": 0.002}}})
+    claim = Claim.model_validate(
+        {**MINIMAL, "curve": [curve], "fit": [FIT], "settings": {"machine": {"seconds": 0.002}}}
+    )
     (finding,) = bench().findings([claim])
     assert finding.verdict == verdict
     assert finding.why.startswith(more.get("beyond_model", "hypervisor.intercept_ns"))
@@ -113,10 +141,19 @@ def test_a_curve_that_is_not_met_is_blamed_on_the_model_only_where_its_file_says
 
 def test_a_curve_is_met_with_the_value_that_was_fitted():
     curve = {**CURVE, "published": {"4": 195.0, "8": 97.0}}
-    claim = Claim.model_validate({**MINIMAL, "curve": [curve], "settings": {"machine": {"seconds": 0.002}}})
-    (finding,) = bench().findings([claim])
-    assert finding.details["fitted"] == {"hypervisor.intercept_ns": 1000.0}
-    assert finding.verdict == HOLDS
+    other = {**CURVE, "name": "another", "published": {"4": 198.0, "16": 49.0}}
+    curves = {"curve": [curve, other], "fit": [FIT], "settings": {"machine": {"seconds": 0.002}}}
+    findings = list(bench().findings([Claim.model_validate({**MINIMAL, **curves})]))
+    assert [finding.details["fitted"] for finding in findings] == [{"hypervisor.intercept_ns": 1000.0}] * 2
+    assert [finding.verdict for finding in findings] == [HOLDS, HOLDS]
+
+
+def test_a_fit_takes_every_combination_of_its_constants():
+    fits = [FIT, {"section": "costs", "key": "transfer_ns", "values": [1.0, 2.0, 3.0]}]
+    curve = {**CURVE, "published": {"4": 1.0, "8": 1.0}}
+    claim = Claim.model_validate({**MINIMAL, "curve": [curve], "fit": fits})
+    assert len(claim.combinations) == 6
+    assert {"hypervisor": {"intercept_ns": 1000.0}, "costs": {"transfer_ns": 2.0}} in claim.combinations
 
 
 @pytest.mark.parametrize(
@@ -124,6 +161,14 @@ def test_a_curve_is_met_with_the_value_that_was_fitted():
     [
         ('id = "C1"\nstatement = "s"\nreading = "r"', "c.toml: source: Field required"),
         ('id = "C1"\nstatement = "s"\nsource = "s"\nreading = "r"', "measures nothing"),
+        (
+            (
+                'id = "C1"\nstatement = "s"\nsource = "s"\nreading = "r"\n[[fit]]\nsection = "s"\nkey = "k"\n'
+                'values = [1.0]\n[[ratio]]\nname = "r"\nat_least = 1.0\nof = {preset = "kvm", domain = "DMA"}\n'
+                'to = {preset = "kvm", domain = "DMA"}'
+            ),
+            "need each other",
+        ),
         ("id = ", "c.toml is not TOML"),
     ],
 )

@@ -1,7 +1,7 @@
 """Linux's IOVA allocator (drivers/iommu/iova.c, 6.7 and later) once more, as plainly as it can be said in Python.
 
 Written from the kernel's source, not from emu's: the tree is a sorted list, a magazine a list, the depot a list of
-magazines. The tests compare the two address by address.
+magazines. The tests compare the two address by address. With `max_global_mags` depots are as before 6.7.
 """
 
 from bisect import bisect_left, insort
@@ -21,7 +21,8 @@ def order_of(size):
 class LinuxIovaDomain:
     """One iova_domain of a machine with `cpus` online CPUs."""
 
-    def __init__(self, start_pfn, cpus, reserved=()):
+    def __init__(self, start_pfn, cpus, reserved=(), max_global_mags=0):
+        self.max_global_mags = max_global_mags
         self.start_pfn = start_pfn
         self.cpus = cpus
         self.los = [ANCHOR]
@@ -103,14 +104,19 @@ class LinuxIovaDomain:
         if order >= MAX_ORDERS:
             return False
         loaded, prev = self.loaded[order], self.prev[order]
+        magazine_to_free = []
         if len(loaded[cpu]) == MAGAZINE:
             if len(prev[cpu]) < MAGAZINE:
                 loaded[cpu], prev[cpu] = prev[cpu], loaded[cpu]
             else:
-                self.depot[order].append(loaded[cpu])
-                self.work[order] = True
+                if self.max_global_mags and len(self.depot[order]) >= self.max_global_mags:
+                    magazine_to_free = loaded[cpu]
+                else:
+                    self.depot[order].append(loaded[cpu])
+                    self.work[order] = not self.max_global_mags
                 loaded[cpu] = []
         loaded[cpu].append(pfn)
+        self._empty_magazine(magazine_to_free)
         return True
 
     def _rcache_get(self, size, limit_pfn, cpu):

@@ -183,6 +183,20 @@ def test_the_worker_stops_when_the_depot_holds_one_magazine_for_each_cpu():
         assert history.pending_depot_works() == []
 
 
+def test_what_a_depot_of_before_6_7_has_no_room_for_goes_back_to_the_tree():
+    with History(aperture_mb=4, depot_magazines=1) as history:
+        pfns = [history.alloc(1) for _ in range(3 * IOVA_MAG_SIZE + 1)]
+        for pfn in pfns[:-1]:
+            history.free(pfn, 1)
+        assert history.depot_size() == 1
+        assert len(history.allocated_ranges()) == len(pfns)
+        history.free(pfns[-1], 1)
+        assert history.depot_size() == 1
+        assert history.magazine("loaded") == pfns[-1:]
+        assert len(history.allocated_ranges()) == len(pfns) - IOVA_MAG_SIZE
+        assert history.pending_depot_works() == []
+
+
 # Exhaustion.
 
 
@@ -348,14 +362,15 @@ steps = st.lists(st.one_of(allocations, bursts, frees, depot_works), min_size=1,
 
 
 @settings(max_examples=scaled(150, 6))
-@given(cpus=st.integers(1, 3), reserved=st.booleans(), steps=steps)
-@example(cpus=1, reserved=False, steps=[("alloc", 0, 1, 1024, True), ("free", 0, 0, 1024, False)])
-def test_any_history_gives_the_addresses_that_linux_gives(cpus, reserved, steps):
+@given(cpus=st.integers(1, 3), reserved=st.booleans(), depot_magazines=st.sampled_from([0, 0, 1, 2]), steps=steps)
+@example(cpus=1, reserved=False, depot_magazines=0, steps=[("alloc", 0, 1, 1024, True), ("free", 0, 0, 1024, False)])
+@example(cpus=1, reserved=False, depot_magazines=1, steps=[("alloc", 0, 1, 1024, True), ("free", 0, 0, 1024, False)])
+def test_any_history_gives_the_addresses_that_linux_gives(cpus, reserved, depot_magazines, steps):
     first = DMA_32BIT - 512
     ranges = [(first + 200, first + 209), (first + 700, first + 700)] if reserved else []
     in_bytes = [(lo << 12, (hi << 12) | 0xFFF) for lo, hi in ranges]
-    with straddling(cpus=cpus, reserved=in_bytes) as history:
-        linux = LinuxIovaDomain(first, cpus, ranges)
+    with straddling(cpus=cpus, reserved=in_bytes, depot_magazines=depot_magazines) as history:
+        linux = LinuxIovaDomain(first, cpus, ranges, depot_magazines)
         held = []
         for step, cpu, number, count, flag in steps:
             if step == "alloc":

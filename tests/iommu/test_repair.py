@@ -52,10 +52,9 @@ class Reaper:
 class Scene:
     """A domain with two CPUs: number 0, which is going to die, and number 1."""
 
-    def __init__(self, domain):
-        self.history = History(
-            domain, cpus=2, aperture_mb=16, iova_ranges=512, **({"fq_size": 4} if "Q" in domain else {})
-        )
+    def __init__(self, domain, **options):
+        options |= {"fq_size": 4} if "Q" in domain else {}
+        self.history = History(domain, cpus=2, aperture_mb=16, iova_ranges=512, **options)
         self.layout = self.history.layout
 
     def call(self, cpu, call, a=0, b=0):
@@ -78,13 +77,17 @@ SCENES = {
     "out of the depot again": ("DMA", lambda scene: scene.pairs(0, 9), lambda scene: scene.pairs(0, 9)),
     "a single ring that is full": ("DMA-SQ", full_magazines, lambda scene: scene.pairs(0, 4)),
     "a ring of its own that is full": ("DMA-FQ", full_magazines, lambda scene: scene.pairs(0, 4)),
+    "into the tree, where the depot is full": ("DMA", full_magazines, lambda scene: scene.pairs(0, 12)),
     "all caches emptied": ("DMA", lambda scene: scene.pairs(0, 9), lambda scene: scene.call(0, FREE_ALL_CACHED)),
 }
 
 
-def dies_at(line, domain, before, act):
+DEPOTS = {"into the tree, where the depot is full": 1}
+
+
+def dies_at(line, domain, before, act, depot_magazines=0):
     """Have CPU 0 die at that line of what it does; returns the lines it lived for, and checks what it leaves."""
-    scene = Scene(domain)
+    scene = Scene(domain, depot_magazines=depot_magazines)
     with scene.history:
         scene.pairs(1, 2)
         before(scene)
@@ -117,8 +120,9 @@ def dies_at(line, domain, before, act):
 def test_whatever_line_a_cpu_dies_at_nothing_is_handed_out_twice(name, monkeypatch):
     monkeypatch.setattr(iova, "IOVA_MAG_SIZE", 3)
     domain, before, act = SCENES[name]
-    lines = dies_at(0, domain, before, act)
+    depot_magazines = DEPOTS.get(name, 0)
+    lines = dies_at(0, domain, before, act, depot_magazines)
     assert lines > 50
     # A stride that has no factor in common with a loop's length meets other lines of it each time.
     for line in range(1, lines + 1, max(lines // 15, 1) | 1):
-        dies_at(line, domain, before, act)
+        dies_at(line, domain, before, act, depot_magazines)

@@ -18,6 +18,7 @@ from emu.native.atomics import (
     fetch_add,
     fetch_and,
     fetch_or,
+    fetch_xor,
     ilog2,
     interpreted,
     read_once,
@@ -130,6 +131,11 @@ def or_64(address, value):
 @harness
 def and_64(address, value):
     return fetch_and(deref(atomic64_t, address), "counter", value)
+
+
+@harness
+def xor_64(address, value):
+    return fetch_xor(deref(atomic64_t, address), "counter", value)
 
 
 @harness

@@ -22,6 +22,7 @@ def test_each_operation_returns_what_was_there(before, value):
         (harness.add_64, before + value),
         (harness.or_64, before | value),
         (harness.and_64, before & value),
+        (harness.xor_64, before ^ value),
         (harness.exchange_64, value),
     ):
         counter.counter[0] = before

@@ -13,13 +13,16 @@ from .harness import at
 from .world import (
     World,
     give_core_away,
+    line,
     lock,
     set_word,
     sleep,
     spend,
     turn,
     unlock,
+    wait_awake,
     wake,
+    wake_awake,
     work,
 )
 
@@ -208,6 +211,44 @@ def test_sleepers_can_be_woken_from_outside_between_two_runs():
     world.run()
     assert world.times(0) == [60, 65]
     assert world.times(1) == [50, 100]
+
+
+# --- waiting awake, and lines that are fought over ------------------------------------------------------------------
+
+
+def test_who_waits_awake_for_a_word_sees_it_when_it_is_written():
+    assert run([wait_awake(word=1)], [spend(300), wake_awake(word=1)]).times(0) == [300]
+
+
+def test_nobody_waits_awake_for_ever():
+    assert run([wait_awake()], [spend(1)]).times(0) == [200_000_000]
+
+
+def test_a_line_is_at_one_place_at_a_time():
+    world = run(*[[line()] for _ in range(5)], costs_ns={"transfer": 20.0})
+    # The moment by which one comes before the others is up to a ns.
+    assert sorted(world.ended(slot) // 10 for slot in range(5)) == [0, 2, 4, 6, 8]
+
+
+def test_a_line_that_nobody_has_taken_away_costs_nothing():
+    world = run([line(), spend(5), line()], [spend(50), line(), spend(50), line()], costs_ns={"transfer": 20.0})
+    assert (world.times(0), world.times(1)) == ([0, 5, 5], [50, 70, 120, 120])
+
+
+def test_who_has_a_line_loses_it_to_those_who_wait():
+    steps_ns = {"transfer": 20.0, "lock": 4.0}
+    world = run([line(), line()], [spend(1), line()], [spend(2), line()], costs_ns=steps_ns)
+    assert world.ended(0) > 20
+
+
+def test_chance_decides_who_gets_a_line_next_and_the_seed_decides_chance():
+    def order(seed):
+        world = run(*[[spend(slot), line()] for slot in range(6)], costs_ns={"transfer": 20.0}, seed=seed)
+        return tuple(sorted(range(6), key=world.ended))
+
+    orders = [order(seed) for seed in range(8)]
+    assert orders == [order(seed) for seed in range(8)]
+    assert len(set(orders)) > 2
 
 
 # --- whatever is done -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 from emu.native.atomics import fetch_add
 from emu.native.compile import compile_entries
 from emu.native.cost import COST_MAP, COSTS
+from emu.native.lines import take_line
 from emu.native.lock import owner_word, spin_lock, spin_unlock, spinlock_t
 from emu.native.record import deref, element, int64_t, struct
 from emu.native.stack import Stacks
@@ -24,7 +25,7 @@ from emu.native.virtual import (
     wake_first,
 )
 from emu.native.virtual import world_t as engine_world_t
-from emu.native.wait import wait_on, wake_up
+from emu.native.wait import poll, wait_on, wake_pollers, wake_up
 
 from .harness import at, harness, shared
 
@@ -44,7 +45,7 @@ actor_t = struct(
     order="i8",
 )
 
-SPEND, CHARGE, TURN, LOCK, UNLOCK, SLEEP, WAKE, SET, YIELD = range(9)
+SPEND, CHARGE, TURN, LOCK, UNLOCK, SLEEP, WAKE, SET, YIELD, TAKE_LINE, POLL, WAKE_POLLERS = range(12)
 
 
 def spend(ns):
@@ -87,6 +88,31 @@ def give_core_away():
     return YIELD, 0, 0, 0
 
 
+def line():
+    """Take the line of the words, which all want."""
+    return TAKE_LINE, 0, 0, 0
+
+
+def wait_awake(*, word=0):
+    return POLL, word, 0, 0
+
+
+def wake_awake(*, word=0):
+    return WAKE_POLLERS, word, 0, 0
+
+
+@harness
+def take_rare_step(cpu, step):
+    if step.code == TAKE_LINE:
+        take_line(cpu, cpu.words)
+    elif step.code == POLL:
+        poll(cpu, cpu.words + 4 * step.a, 1)
+    elif step.code == WAKE_POLLERS:
+        wake_pollers(cpu, cpu.words + 4 * step.a)
+    else:
+        yield_core(cpu)
+
+
 @harness
 def take_step(cpu, step):
     if step.code == SPEND:
@@ -106,7 +132,7 @@ def take_step(cpu, step):
     elif step.code == SET:
         element(word_t, cpu.words, step.a).value = step.b
     else:
-        yield_core(cpu)
+        take_rare_step(cpu, step)
 
 
 @harness
@@ -144,6 +170,7 @@ class World:
     slack_ns: float = 0
     costs_ns: dict = field(default_factory=dict)
     words: int = 4
+    seed: int = 1
 
     def __post_init__(self):
         count = len(self.scripts)
@@ -153,10 +180,10 @@ class World:
         self._actors, self._order = shared(actor_t, count), shared(int64_t)
         self.locks, self._words = shared(spinlock_t, 4), shared(word_t, self.words)
         costs = dict.fromkeys(COSTS, 0.0) | {"map": 1.0} | self.costs_ns
-        self._last_writers = shared(int64_t, LINES_REMEMBERED)
+        self._lines = shared(int64_t, 2 * LINES_REMEMBERED)
         init_world(
-            self._world[0], self._fibers, self._turns, self._turn_of, self._last_writers,
-            slack_ns=self.slack_ns, costs_ns=[costs[name] for name in COSTS],
+            self._world[0], self._fibers, self._turns, self._turn_of, self._lines,
+            slack_ns=self.slack_ns, costs_ns=[costs[name] for name in COSTS], seed=self.seed,
         )  # fmt: skip
         self.steps = [np.zeros(len(script), step_t).view(np.recarray) for script in self.scripts]
         self._stacks = Stacks(count)
