@@ -27,6 +27,9 @@ iommu_ctrs = struct(
     rcache_flushes="i8",
     lost_iovas="i8",
     busy_retries="i8",
+    requests="i8",
+    request_wait_ns="i8",
+    request_service_ns="i8",
     exposures="i8",
     exposure_page_ticks="i8",
     exposure_max_ticks="i8",
@@ -36,6 +39,8 @@ iommu_ctrs = struct(
 """`maps`, `unmaps`: calls of the DMA API that succeeded; `reclaimed`: IOVAs given back to the allocator after a flush;
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
 frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
+`requests`: RPCITs in all, `request_wait_ns` until a server was free for them and `request_service_ns` while they were
+served;
 `exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
 `queued_while_strict`: unmaps that were queued while the domain's
 type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""

@@ -139,6 +139,10 @@ class RunningMachine:
             raise LookError(str(error)) from None
         _check_types(self._segment)
         self.about = self._segment.about
+        if self.about.get("functions", 1) > 1:
+            raise LookError(
+                f"{path} is a machine of {self.about['functions']} functions; only machines of one can be watched"
+            )
         compile_entries([ticks_now])
 
     @property

@@ -52,9 +52,14 @@ class Sampler:
 
     def _queued(self) -> int:
         """IOVAs that have been unmapped and wait for a flush."""
-        domain = self._layout.segment["domain"][0]
-        cookie = domain.cookie
-        if not cookie.fq_domain:
-            return int(domain.zdev.lazy_iovas)
-        rings = self._layout.segment["rings"][: 1 if cookie.qt == SINGLE_QUEUE else self._layout.cpus]
-        return int(((rings["tail"] - rings["head"]) & rings["mod_mask"]).sum())
+        queued = 0
+        for number, domain in enumerate(self._layout.segment["domain"]):
+            cookie = domain.cookie
+            if not cookie.fq_domain:
+                queued += int(domain.zdev.lazy_iovas)
+                continue
+            first = self._layout.first_ring(number)
+            last = first + (1 if cookie.qt == SINGLE_QUEUE else self._layout.cpus)
+            rings = self._layout.segment["rings"][first:last]
+            queued += int(((rings["tail"] - rings["head"]) & rings["mod_mask"]).sum())
+        return queued
