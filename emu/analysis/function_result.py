@@ -10,6 +10,7 @@ from emu.analysis.run_result import (
     conservation_of,
     exposure_of,
     flush_counts,
+    is_denied_its_queue,
     kernel_counters,
     latency_of,
     queue_of,
@@ -74,4 +75,5 @@ def function_result(part: FunctionRecording, deaths: Sequence[dict[str, Any]] = 
         "violations_by_kind": violations,
         "conservation": conservation,
         "device_error": recording.device_in_error,
+        "fell_back_to_strict": recording.fq_init_failed or is_denied_its_queue(part.config, part.domain),
     }

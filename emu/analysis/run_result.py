@@ -99,7 +99,7 @@ def run_result(
             "is_virtual": config.machine.engine == "sim",
         },
         "segment_bytes": recording.segment_bytes,
-        "fell_back_to_strict": recording.fq_init_failed or _is_denied_its_queue(config, domain),
+        "fell_back_to_strict": recording.fq_init_failed or is_denied_its_queue(config, domain),
         "device": config.device,
         "device_error": recording.device_in_error,
         "bugs": list(config.domain.bugs),
@@ -136,15 +136,16 @@ def _violations_of_all(recording: Recording, functions: Sequence[dict[str, Any]]
     return {**violations_of(recording, None), **books}
 
 
-def _is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+def is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+    """Whether a type has a queue, and the device must not have one."""
     return config.device == "ism" and domain in QUEUED
 
 
 def _notes(config: Config, domain: DomainType, functions: Sequence[dict[str, Any]]) -> list[str]:
     if functions:
-        denied = [own["name"] for own in functions if own["device"] == "ism" and own["domain"] in QUEUED]
+        denied = [own["name"] for own in functions if own["device"] == "ism" and own["fell_back_to_strict"]]
     else:
-        denied = [domain] if _is_denied_its_queue(config, domain) else []
+        denied = [domain] if is_denied_its_queue(config, domain) else []
     return [f"{who}: an ISM device has no flush queue, whatever is asked for; the domain is strict." for who in denied]
 
 

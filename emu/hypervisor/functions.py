@@ -18,9 +18,8 @@ FH_ENABLED = 1 << 31
 NO_FUNCTION = -1
 
 
-@inline
 def function_handle(number: int) -> int:
-    """The handle of a function, by which a guest names it."""
+    """The handle of a function, by which a guest names it; not for compiled code."""
     return FH_ENABLED | number
 
 

@@ -129,7 +129,7 @@ class Layout:
             "workload": self.workload.name,
             "cpus": self.cpus,
             "servers": self.servers,
-            "functions": len(self.functions),
+            "first_rings": [self.first_ring(function.number) for function in self.functions],
             "names": [self.name_of(slot) for slot in range(self.supervisor)],
             "seconds": self.load_seconds,
             "config": self.config.model_dump(mode="json"),

@@ -288,8 +288,8 @@ MUTANTS = {
                 Edit(
                     _S390,
                     "s390_iommu_iotlb_sync_map",
-                    "    error = refresh_mapped(cpu, iova_pfn, pages)\n",
-                    "    error = refresh_mapped(cpu, iova_pfn, max(pages - 1, 1))\n",
+                    "    error = refresh_mapped(cpu, domain, iova_pfn, pages)\n",
+                    "    error = refresh_mapped(cpu, domain, iova_pfn, max(pages - 1, 1))\n",
                 ),
             ),
             "the hypervisor is told of all pages of a new mapping but the last",

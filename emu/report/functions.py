@@ -43,6 +43,15 @@ _COLUMNS = (
 """`flushes`: of everything; what such a one `took` whoever asked for it, from then until it went on."""
 
 
+TITLES = tuple(column.title for column in _COLUMNS)
+"""Of the columns after the function's name."""
+
+
+def row_of(own: Function) -> list[str]:
+    """What is said of a function under these titles."""
+    return [column.show(own) for column in _COLUMNS]
+
+
 def print_functions(console: Console, runs: Sequence[dict[str, Any]]) -> None:
     """Print the functions of each run that has several."""
     for run in runs:
@@ -57,5 +66,5 @@ def function_lines(run: dict[str, Any]) -> Iterator[str]:
     yield one_line(run["domain"]).ljust(_NAME_WIDTH) + "".join(column.title.rjust(column.width) for column in _COLUMNS)
     for own in run["functions"]:
         name = one_line(own["name"])
-        cells = "".join(column.show(own).rjust(column.width) for column in _COLUMNS)
+        cells = "".join(cell.rjust(column.width) for cell, column in zip(row_of(own), _COLUMNS, strict=True))
         yield (name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…").ljust(_NAME_WIDTH) + cells

@@ -35,10 +35,6 @@ _KINDS = {
 }
 
 
-IDLE = "idle"
-"""The load of a function on which no CPU works."""
-
-
 def build_workload(config: Config) -> Workload:
     """Build the op programs that `config.workload` names, one for each CPU of `config.machine`, or those of functions.
 
@@ -56,7 +52,7 @@ def build_workload(config: Config) -> Workload:
 def _build(config: Config) -> Workload:
     name, cpus = config.workload.name, config.machine.cpus
     if cpus == 0:
-        return Workload(IDLE, [], 0)
+        return Workload("idle", [], 0)
     kind = _KINDS[name]
     under_way = cpus * kind.under_way(config.workload)
     if under_way > MAX_UNDER_WAY:

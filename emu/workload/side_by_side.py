@@ -16,7 +16,7 @@ def side_by_side(loads: Sequence[Workload]) -> Workload:
         loads: one for each function; without phases, as no synthetic load has any.
     """
     whole = Workload(
-        name=" + ".join(dict.fromkeys(load.name for load in loads)),
+        name=" + ".join(dict.fromkeys(load.name for load in loads if load.programs)),
         programs=[],
         slots=0,
         segments=np.concatenate([load.segments for load in loads]),

@@ -1,13 +1,21 @@
 """Functions that share a hypervisor: each has a domain, books and a timer of its own, and waits for the others."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from emu.config import Config, load
 from emu.experiment import run_machine
+from emu.native.atomics import interpreted
 from emu.native.segment import sweep
 from emu.workload.build import build_workload
 from tests.machine.machines import CHEAP
 
+REPOSITORY = Path(__file__).parents[2]
 LAZY = {"type": "DMA-FQ", "fq_size": 64}
 STRICT = {"type": "DMA"}
 SMALL = {"aperture_mb": 256, "iova_ranges": 1 << 15}
@@ -173,3 +181,32 @@ def test_a_dead_cpus_lock_is_repaired_in_the_domain_of_its_function(lock):
     for own in result["functions"]:
         assert own["violations"] == 0, own["violations_by_kind"]
         assert own["conservation"]["holds"], own["conservation"]
+
+
+# The oracle.
+
+
+def test_a_request_served_on_another_functions_tables_is_found(tmp_path):
+    options = ["--engine", "sim", "--cpus", "2", "--ops", "16", "--set", "machine.functions=2", "--domain", "DMA"]
+    small = ["--set", "domain.aperture_mb=16", "--set", "domain.iova_ranges=4096", "--set", "workload.queue_depth=2"]
+    command = [sys.executable, "-m", "emu", "run", *options, *small, "--json", "--out", str(tmp_path / "out")]
+    # Interpreted, which for so little is quicker than to compile it once more.
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "EMU_MUTANT": "request-on-wrong-function"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (result,) = json.loads(done.stdout)["runs"]
+    for own in result["functions"]:
+        kinds = own["violations_by_kind"]
+        # Mappings that the own shadow never saw, and addresses given back that no flush of the own table had covered.
+        assert kinds["shadow_differs"] > 0
+        assert kinds["given_back_unflushed"] == own["counters"]["Unmapped pages"] > 0
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("engine", ["processes", "threads", "sim"])
+def test_functions_run_whether_compiled_or_not(engine):
+    lazy = {"type": "DMA-FQ", "fq_size": 8, "fq_timeout_ms": 1.0}
+    small = {"domain": {"aperture_mb": 16, "iova_ranges": 4096}, "workload": {"queue_depth": 2}}
+    result = run(lazy, STRICT, engine=engine, ops=60 if interpreted else 2000, **small)
+    assert_sound(result)
+    assert result["functions"][0]["flushes"]["full"] > 0
