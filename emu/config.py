@@ -22,7 +22,9 @@ from emu.policy import PolicyError, find_policy, read_policy
 DomainType = Literal["DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "s390-strict", "identity"]
 QUEUED: frozenset[str] = frozenset({"DMA-FQ", "DMA-SQ"})
 DEFAULT_DOMAINS: tuple[DomainType, ...] = ("DMA", "DMA-FQ", "DMA-SQ", "s390-lazy", "identity")
+S390_DOMAINS: frozenset[str] = frozenset({"s390-lazy", "s390-strict"})
 MAX_CPUS = 4096
+MAX_FUNCTIONS = 16
 MAX_DMBS = 1920 - 32
 """Buffers an ISM device can have registered: ISM_NR_DMBS less the first word of its bitmap (drivers/s390/net/ism.h)."""
 DMB_SIZES_KB = tuple(16 << order for order in range(7))
@@ -50,6 +52,9 @@ class Action(_Section):
     at_s: float = Field(ge=0, le=86_400, description="when, in s since the start of the load")
     type: DomainType | None = Field(None, description="written to sysfs `iommu_group/type`")
     driver: Literal["unbind", "bind"] | None = Field(None, description="done to the device's driver")
+    function: int | None = Field(
+        None, ge=0, lt=MAX_FUNCTIONS, description="of which function, counted from 0, where there are several"
+    )
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Action:
@@ -66,6 +71,13 @@ class MachineConfig(_Section):
         ge=1,
         le=MAX_CPUS,
         description="emulated CPUs",
+    )
+    functions: int = Field(
+        1,
+        ge=1,
+        le=MAX_FUNCTIONS,
+        description="PCI functions, each with a domain of its own, which share the hypervisor; CPUs are dealt out to "
+        "them evenly, or as `[[function]]` says, see [several functions](functions.md)",
     )
     engine: Literal["processes", "threads", "sim"] = Field(
         "processes", description="what a CPU is; `sim`: a virtual clock, for machines larger than this one"
@@ -139,6 +151,12 @@ class MachineConfig(_Section):
         return [parse_fault(text) for text in self.faults]
 
 
+def _is_power_of_two(value: int | None) -> int | None:
+    if value is not None and value & (value - 1):
+        raise ValueError(f"must be a power of two, as {1 << value.bit_length()} is")
+    return value
+
+
 class DomainConfig(_Section):
     """The IOMMU domain: which schemes to run, in turn, and their options."""
 
@@ -176,12 +194,12 @@ class DomainConfig(_Section):
         "resources, what is unmapped during the flush is reused after it",
     )
 
-    @field_validator("fq_size")
-    @classmethod
-    def _power_of_two(cls, value: int | None) -> int | None:
-        if value is not None and value & (value - 1):
-            raise ValueError(f"must be a power of two, as {1 << value.bit_length()} is")
-        return value
+    _power_of_two = field_validator("fq_size")(_is_power_of_two)
+
+    @property
+    def aperture_pages(self) -> int:
+        """Pages of the IOVA space."""
+        return self.aperture_mb << 8
 
     @field_validator("aperture_start")
     @classmethod
@@ -296,6 +314,22 @@ class WorkloadConfig(_Section):
         return value
 
 
+class FunctionConfig(_Section):
+    """One of several PCI functions; a table `[[function]]` for each. What it does not say is as for the machine."""
+
+    name: str | None = Field(None, min_length=1, max_length=32, description="in results; else its number, from 0")
+    cpus: int = Field(1, ge=0, le=MAX_CPUS, description="emulated CPUs that work on it and on no other; 0: it is idle")
+    type: DomainType | None = Field(None, description="its scheme, whichever of `domain.types` the others have")
+    device: Literal["pci", "ism"] | None = Field(None, description="what does DMA")
+    fq_size: int | None = Field(None, ge=2, le=1 << 24, description="entries of a ring of its queue")
+    fq_timeout_ms: float | None = Field(None, gt=0, le=3_600_000, description="of its queue")
+    workload: WorkloadConfig = Field(
+        default_factory=WorkloadConfig, description="keys of `[workload]` that are others for this one"
+    )
+
+    _power_of_two = field_validator("fq_size")(_is_power_of_two)
+
+
 class CostsConfig(_Section):
     """What steps of a CPU cost on the virtual clocks of `sim`; `emu doctor --calibrate` measures them on a machine."""
 
@@ -326,17 +360,95 @@ class Config(_Section):
     hypervisor: HypervisorConfig
     workload: WorkloadConfig = Field(default_factory=WorkloadConfig)
     costs: CostsConfig = Field(default_factory=CostsConfig)
+    function: list[FunctionConfig] = Field(default_factory=list, max_length=MAX_FUNCTIONS)
 
     @property
     def lazy_types(self) -> frozenset[str]:
         """Types with a flush queue that a domain of this run begins with, or is switched to."""
-        return QUEUED & {*self.domain.types, *(action.type for action in self.machine.timeline if action.type)}
+        switched_to = {action.type for action in self.machine.timeline if action.type}
+        return QUEUED & {*self.domain.types, *(own.type for own in self.function if own.type), *switched_to}
+
+    @property
+    def functions(self) -> int:
+        """PCI functions of the machine."""
+        return self.machine.functions
+
+    def function_name(self, number: int) -> str:
+        """What a function is called in results."""
+        return (self.function and self.function[number].name) or f"function {number}"
+
+    def function_type(self, number: int) -> DomainType | None:
+        """The scheme that is a function's own; None where it has whichever runs."""
+        return self.function[number].type if self.function else None
+
+    def of_function(self, number: int) -> Config:
+        """The description as it would be for a machine of this function alone."""
+        share, more = divmod(self.machine.cpus, self.functions)
+        own = self.function[number] if self.function else FunctionConfig(cpus=share + (number < more))
+        machine = {
+            "cpus": own.cpus,
+            "functions": 1,
+            # The first has the load that it would have alone.
+            "seed": self.machine.seed + number,
+            "timeline": [action for action in self.machine.timeline if action.function in (None, number)],
+        }
+        domain = {name: value for name in _OF_DOMAIN if (value := getattr(own, name)) is not None}
+        workload = {name: getattr(own.workload, name) for name in own.workload.model_fields_set}
+        parts = {"machine": machine, "domain": domain, "workload": workload}
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in parts.items()}
+        return self.model_copy(update={**changed, "function": []})
 
     @model_validator(mode="after")
     def _switching_starts_strict(self) -> Config:
         if self.machine.timeline and "types" not in self.domain.model_fields_set:
             self.domain.types = ["DMA"]
         return self
+
+    @model_validator(mode="after")
+    def _functions_make_sense(self) -> Config:
+        if self.function:
+            self._count_functions()
+        if self.functions > 1:
+            self._check_timeline_of_functions()
+        for types in ({own.type or domain for own in self.function} for domain in self.domain.types):
+            if types & S390_DOMAINS and types - S390_DOMAINS:
+                raise ValueError(
+                    "function: the s390-* schemes are another kernel's DMA API; all functions have one of them, or none"
+                )
+        for number, own in enumerate(self.function):
+            if own.fq_size or own.fq_timeout_ms:
+                switched_to = {action.type for action in self.machine.timeline if action.function == number}
+                if not QUEUED & {*([own.type] if own.type else self.domain.types), *switched_to}:
+                    raise ValueError(f"function {number}: fq_size and fq_timeout_ms need a type with a flush queue")
+        return self
+
+    def _count_functions(self) -> None:
+        """See that the machine has as many functions, CPUs and types as they say."""
+        machine, domain, known = self.machine, self.domain, [own.type for own in self.function if own.type]
+        for key, count in (("functions", len(self.function)), ("cpus", sum(own.cpus for own in self.function))):
+            if key in machine.model_fields_set and getattr(machine, key) != count:
+                raise ValueError(f"machine.{key} = {getattr(machine, key)}, but [[function]] has {count}; leave it out")
+            setattr(machine, key, count)
+        if not 1 <= machine.cpus <= MAX_CPUS:
+            raise ValueError(f"function: {machine.cpus} CPUs in all; there must be 1 to {MAX_CPUS}")
+        if len(known) == len(self.function):
+            if "types" in domain.model_fields_set and domain.types != known[:1]:
+                raise ValueError("domain.types: every [[function]] has a type of its own; leave out one or the other")
+            domain.types = known[:1]
+        elif known and "types" not in domain.model_fields_set:
+            # Those that can stand beside them.
+            domain.types = [name for name in domain.types if (name in S390_DOMAINS) == (known[0] in S390_DOMAINS)]
+
+    def _check_timeline_of_functions(self) -> None:
+        for action in self.machine.timeline:
+            if action.driver:
+                raise ValueError(
+                    f"machine.timeline: driver at {action.at_s:g} s: drivers are unbound on machines of one function"
+                )
+            if action.function is None or action.function >= self.functions:
+                raise ValueError(
+                    f"machine.timeline: type at {action.at_s:g} s: give its function, from 0 to {self.functions - 1}"
+                )
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Config:
@@ -442,9 +554,18 @@ class Config(_Section):
         if self.hypervisor.service != "cmdq":
             for name in ("cmdq_entries", "cmdq_patched"):
                 data["hypervisor"].pop(name, None)
-        for name in ("block_kb", "dmb_kb"):
-            data["workload"][name] = {str(size): share for size, share in data["workload"][name].items()}
+        # What a function does not say of itself would not be as for all when it is read back.
+        data["function"] = [own.model_dump(exclude_unset=True, exclude_none=True) for own in self.function]
+        for workload in (data["workload"], *(own.get("workload", {}) for own in data["function"])):
+            for name in {"block_kb", "dmb_kb"} & workload.keys():
+                workload[name] = {str(size): share for size, share in workload[name].items()}
+        if not self.function:
+            del data["function"]
         return tomli_w.dumps(data)
+
+
+_OF_DOMAIN = ("device", "fq_size", "fq_timeout_ms")
+"""Keys of a function that are those of `[domain]`."""
 
 
 def cores() -> int:
@@ -482,6 +603,9 @@ def _preset(name: Any) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any], where: str) -> None:
     for section, values in over.items():
+        if section == "function":
+            base[section] = values
+            continue
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: {section} must be a table, as in [{section}]")
         base.setdefault(section, {}).update(values)
@@ -578,7 +702,23 @@ def load(
     costs = _read_costs(costs_file) if costs_file else {}
     _merge(data, costs, str(costs_file))
     data.setdefault("hypervisor", {})["preset"] = name
+    _override(data, given)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            complaint(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
+        ) from None
+    is_typed = any((section, key) == ("domain", "policy") for section, key, _ in given)
+    _check_policy(config, "command line" if is_typed or not machine_file else str(machine_file))
+    return config
+
+
+def _override(data: dict[str, Any], given: Iterable[tuple[str, str, Any]]) -> None:
+    """Put single values into a description."""
     for section, key, value in given:
+        if section == "function":
+            raise ConfigError(f"command line: function.{key}: what [[function]] says is said in a machine file")
         data.setdefault(section, {})[key] = value
         if (section, key) == ("machine", "ops"):
             data["machine"].pop("seconds", None)
@@ -586,20 +726,16 @@ def load(
             data["machine"].pop("ops", None)
         elif (section, key) == ("domain", "policy"):
             _place_policy(data["domain"], Path.cwd())
+
+
+def _check_policy(config: Config, where: str) -> None:
+    """See that the policy that a description names can be read; `where` it is named."""
+    if config.domain.policy is None:
+        return
     try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(
-            complaint(error, _culprit(error, machine_file, (costs_file, costs.get("costs", {})), given))
-        ) from None
-    if config.domain.policy is not None:
-        try:
-            read_policy(config.domain.policy)
-        except PolicyError as error:
-            is_typed = any((section, key) == ("domain", "policy") for section, key, _ in given)
-            where = "command line" if is_typed or not machine_file else str(machine_file)
-            raise ConfigError(f"{where}: domain.policy: {error}") from None
-    return config
+        read_policy(config.domain.policy)
+    except PolicyError as error:
+        raise ConfigError(f"{where}: domain.policy: {error}") from None
 
 
 def _place_policy(domain: Any, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emu.analysis.deaths import handovers
+from emu.analysis.function_result import function_result
 from emu.analysis.machine_log import Clock, Entry, log_entries
 from emu.analysis.run_result import run_result
 from emu.config import Config, DomainType
@@ -78,7 +79,8 @@ def run_machine(
         on_progress=on_progress,
         on_event=on_event,
     )
-    run = run_result(config, domain, workload, machine.recording, machine.deaths)
+    functions = [function_result(part, machine.deaths) for part in machine.functions]
+    run = run_result(config, domain, workload, machine.recording, machine.deaths, functions)
     if on_event:
         for event, values in _log_of(machine.recording, is_virtual=config.machine.engine == "sim"):
             on_event(event, values)

@@ -385,3 +385,61 @@ def test_a_description_with_or_without_a_command_queue_can_be_read_again(preset,
     config = load(preset=preset, overrides=[("domain", "depot_magazines", 32)])
     (tmp_path / "again.toml").write_text(config.to_toml())
     assert load(tmp_path / "again.toml") == config
+
+
+# Several functions.
+
+
+def test_functions_add_up_to_the_machine(tmp_path):
+    text = (
+        '[[function]]\ntype = "DMA-FQ"\ncpus = 3\n[[function]]\nname = "B"\ncpus = 2\nworkload = { queue_depth = 7 }\n'
+    )
+    config = load(written(tmp_path, text), overrides=[("workload", "queue_depth", 9)])
+    assert (config.machine.cpus, config.functions) == (5, 2)
+    assert [config.function_name(number) for number in range(2)] == ["function 0", "B"]
+    assert config.domain.types == ["DMA", "DMA-FQ", "DMA-SQ", "identity"]
+    lazy, other = (config.of_function(number) for number in range(2))
+    assert (lazy.machine.cpus, lazy.workload.queue_depth, lazy.machine.seed) == (3, 9, config.machine.seed)
+    assert (other.machine.cpus, other.workload.queue_depth) == (2, 7)
+    assert load(written(tmp_path, config.to_toml())) == config
+
+
+def test_a_machine_of_one_function_says_nothing_of_functions():
+    assert "[[function]]" not in load().to_toml()
+    assert "function = " not in load().to_toml()
+
+
+def test_where_every_function_has_a_type_the_machine_runs_once(tmp_path):
+    text = '[[function]]\ntype = "DMA"\n[[function]]\ntype = "DMA-FQ"\n'
+    assert load(written(tmp_path, text)).domain.types == ["DMA"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[machine]\ncpus = 3\n[[function]]\n[[function]]\n", "machine.cpus = 3, but [[function]] has 2"),
+        ("[machine]\nfunctions = 3\n[[function]]\n[[function]]\n", "machine.functions = 3, but [[function]] has 2"),
+        ("[[function]]\ncpus = 0\n", "0 CPUs in all"),
+        ("[[function]]\ncpu = 1\n", "function.cpu: no such key"),
+        (
+            '[[function]]\n[[function]]\ntype = "s390-lazy"\n[domain]\ntypes = ["DMA"]\n',
+            "all functions have one of them",
+        ),
+        ('[domain]\ntypes = ["DMA"]\n[[function]]\nfq_size = 64\n', "need a type with a flush queue"),
+        ("[[function]]\nfq_size = 65\n", "must be a power of two"),
+        ('[domain]\ntypes = ["DMA-SQ"]\n[[function]]\ntype = "DMA"\n', "every [[function]] has a type of its own"),
+        ('[machine]\nfunctions = 2\ntimeline = [{ at_s = 0.1, type = "DMA-FQ" }]\n', "give its function, from 0 to 1"),
+        ('[machine]\nfunctions = 2\ntimeline = [{ at_s = 0.1, driver = "unbind" }]\n', "machines of one function"),
+        ("[machine]\nfunctions = 17\n", "must be at most 16"),
+        ("function = 3\n", "function: must be a list"),
+    ],
+)
+def test_functions_that_make_no_sense_are_refused_in_one_line(tmp_path, text, said):
+    message = message_of(tmp_path, text)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_what_a_table_says_has_no_option():
+    with pytest.raises(ConfigError, match="is said in a machine file"):
+        load(overrides=[("function", "cpus", 2)])

@@ -68,7 +68,7 @@ from numba.core import config as numba_config
 from emu.analysis.environment import environment
 from emu.config import DomainType, cores, load
 from emu.experiment import MachineError, run_machine
-from emu.hypervisor import service, state
+from emu.hypervisor import functions, service, state
 from emu.iommu import counters, dma, domain, flush_queue, io_pgtable, iova, s390_iommu, s390_legacy
 from emu.machine import context
 from emu.machine.calibration import bound_to_one_core
@@ -173,7 +173,7 @@ ENTRIES = (init_machine, bench_lock, bench_iova, bench_ring, bench_pair)
 # --- the C side -----------------------------------------------------------------------------------------------------
 
 _MIRRORED = (atomics, clock, histogram, lock, time_of_cpu, timer, rbtree, io_pgtable, s390_iommu, s390_legacy, iova)
-_MIRRORED += (flush_queue, counters, domain, state, service, context)
+_MIRRORED += (flush_queue, counters, domain, state, functions, service, context)
 
 
 def _records() -> dict[str, np.dtype[Any]]:
@@ -367,13 +367,14 @@ class NaiveDomain:
 _TIMES = {
     *("queued_at", "fq_flush_finished_at", "exposure_page_ticks", "exposure_max_ticks", "posted_ns", "busy_ns"),
     *("free_at_ns", "total_wait_ns", "max_wait_ns", "total_schedule_ns", "max_schedule_ns", "wait_ns", "service_ns"),
+    *("request_wait_ns", "request_service_ns"),
 }
 _STATE = (
     *("contexts", "domain", "hypervisor", "requests", "request_ring", "servers", "rings", "ring_entries", "timer_base"),
     *("iova_ranges", "magazines", "rcaches", "cpu_rcaches"),
     *("guest_region_table", "guest_segment_tables", "guest_page_tables"),
 )
-_HISTOGRAMS = tuple(f"{name}_histogram" for name in ("map", "unmap", "exposure", "wait", "schedule"))
+_HISTOGRAMS = tuple(f"{name}_histogram" for name in ("map", "unmap", "exposure", "flush", "wait", "schedule"))
 
 
 def _feed(digest: Any, array: Any) -> None:

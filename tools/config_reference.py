@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -63,7 +63,12 @@ reproduce what has been published; each file under `emu/presets/` cites its reas
 """
 
 # What a schema cannot say: defaults that depend on the machine, and keys whose name says all.
-_DEFAULTS = {("machine", "cpus"): "2 to 4, as cores allow", ("domain", "types"): "all but `s390-strict`"}
+_DEFAULTS = {
+    ("machine", "cpus"): "2 to 4, as cores allow",
+    ("domain", "types"): "all but `s390-strict`",
+    ("function", "name"): "`function 0`, …",
+    ("function", "workload"): "as for all",
+}
 _MEANINGS = {
     ("domain", "types"): "the schemes to run, in turn under the same load",
     ("workload", "name"): "which load",
@@ -77,12 +82,15 @@ def reference() -> str:
 
 def _sections() -> Iterator[str]:
     for section, field in Config.model_fields.items():
-        model: Any = field.annotation
+        several = get_args(field.annotation)
+        model: Any = several[0] if several else field.annotation
         schema = model.model_json_schema()
-        yield f"## `[{section}]`\n\n{model.__doc__}\n"
+        yield f"## `{f'[[{section}]]' if several else f'[{section}]'}`\n\n{model.__doc__}\n"
         yield "| key | value | default | meaning |\n|---|---|---|---|"
         for key, about in schema["properties"].items():
             default = _DEFAULTS.get((section, key)) or _default(model.model_fields[key])
+            if several and default == "–":
+                default = "as for all"
             meaning = about.get("description") or _MEANINGS[section, key]
             yield f"| `{key}` | {_value(about)} | {default} | {meaning} |"
         yield ""
@@ -119,7 +127,7 @@ def _value(about: dict[str, Any]) -> str:
             return "a list of tables"
         return "a list of pairs" if items.get("type") == "array" else f"a list of {_value(items)}"
     words = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "string": "text"}
-    return f"{words.get(about['type'], 'table')}{_range(about)}"
+    return f"{words.get(about.get('type', ''), 'table')}{_range(about)}"
 
 
 def _range(about: dict[str, Any]) -> str:

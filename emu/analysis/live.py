@@ -226,26 +226,23 @@ def _others(about: dict[str, Any], look: Look, cpus: int) -> list[dict[str, Any]
 
 
 def _queue(change: _Change) -> dict[str, Any] | None:
-    """The rings of the domain, or what the old lazy scheme has in place of them; None where there is neither."""
-    look, domain = change.now, change.now.domain[0]
-    if domain["type"] == S390_LAZY:
-        zdev = domain["zdev"]
-        pages = int(zdev["iommu_pages"])
-        used = min(max(int(zdev["next_bit"]), 0), pages)
-        row = {"name": "bitmap", "entries": int(zdev["lazy_iovas"]), "size": None, "oldest_ns": None}
-        return {"rings": [{**row, "fill": used / pages if pages else 0.0}], "timer_due_in_ns": None}
+    """The rings of the domains, or what the old lazy scheme has in place of them; None where there is neither."""
+    look = change.now
+    bitmaps = [_bitmap(look, number) for number, kind in enumerate(look.domain["type"]) if kind == S390_LAZY]
+    if bitmaps:
+        return {"rings": bitmaps, "timer_due_in_ns": None}
     if not len(look.rings):
         return None
     masks = look.rings["mod_mask"]
     entries = (look.rings["tail"] - look.rings["head"]) & masks
     ages = (look.at_ticks - look.oldest_ticks) * change.tick_ns
     oldest_ns = np.where(look.oldest_ticks > 0, np.maximum(ages, 0), np.nan)
-    timer = domain["cookie"]["fq_timer"]
-    due_ns = int(timer["due_ns"]) - look.at_ns
+    timers = look.domain["cookie"]["fq_timer"]
+    due_ns = timers["due_ns"][timers["state"] == TIMER_PENDING] - look.at_ns
     return {
         "rings": [
             {
-                "name": f"cpu {number}" if len(look.rings) > 1 or not domain["cookie"]["qt"] else "single",
+                "name": _name_of_ring(look, number),
                 "entries": int(entries[number]),
                 "size": int(masks[number]),
                 "oldest_ns": None if np.isnan(oldest_ns[number]) else float(oldest_ns[number]),
@@ -253,8 +250,28 @@ def _queue(change: _Change) -> dict[str, Any] | None:
             }
             for number in range(len(look.rings))
         ],
-        "timer_due_in_ns": due_ns if timer["state"] == TIMER_PENDING else None,
+        "timer_due_in_ns": int(due_ns.min()) if len(due_ns) else None,
     }
+
+
+def _bitmap(look: Look, number: int) -> dict[str, Any]:
+    zdev = look.domain["zdev"][number]
+    pages = int(zdev["iommu_pages"])
+    used = min(max(int(zdev["next_bit"]), 0), pages)
+    row = {"name": _name_of(look, number, "bitmap"), "entries": int(zdev["lazy_iovas"]), "size": None}
+    return {**row, "oldest_ns": None, "fill": used / pages if pages else 0.0}
+
+
+def _name_of_ring(look: Look, place: int) -> str:
+    number = look.rings_of[place] if look.rings_of else 0
+    first = look.rings_of.index(number) if look.rings_of else 0
+    is_single = bool(look.domain["cookie"]["qt"][number])
+    return _name_of(look, number, "single" if is_single else f"cpu {place - first}")
+
+
+def _name_of(look: Look, number: int, name: str) -> str:
+    """Of a ring: where there are several functions it begins with the number of its own."""
+    return f"{number}: {name}" if len(look.domain) > 1 else name
 
 
 def _hypervisor(change: _Change, servers: int, running_s: float) -> dict[str, Any]:
@@ -312,6 +329,6 @@ def _exposure(change: _Change) -> dict[str, Any]:
         **change.of_counter("exposures", "windows"),
         "page_seconds": page_ticks * tick_s,
         "page_seconds_per_s": change.per_s(new_page_ticks * tick_s),
-        "longest_ns": int(change.now.contexts["ctrs"]["exposure_max_ticks"].max()) * change.tick_ns,
+        "longest_ns": change.now.longest_ticks * change.tick_ns,
         "open": sum(ring["entries"] for ring in queue["rings"]) if queue else 0,
     }

@@ -174,12 +174,13 @@ class LockTakenOver(Entry):
 
 
 class SysfsWritten(Entry):
-    """A type was written, or a driver unbound or bound; `errno` where that was refused."""
+    """A type was written, or a driver unbound or bound; `errno` where that was refused; `function`: whose, if named."""
 
     event: Literal["sysfs_written"]
     at_s: float
     type: str | None
     driver: str | None
+    function: int | None
     errno: str | None
     reason: str | None
     by: str

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from emu.analysis.breakdown import breakdown
 from emu.analysis.deaths import most_in_hand
-from emu.analysis.violations import books_out_of_balance, first_violations
+from emu.analysis.violations import BOOKS, books_out_of_balance, first_violations
 from emu.config import QUEUED, Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
 from emu.iommu.domain import DOMAIN_TYPES
@@ -28,22 +28,31 @@ _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
 def run_result(
-    config: Config, domain: DomainType, workload: Workload, recording: Recording, deaths: Sequence[dict[str, Any]] = ()
+    config: Config,
+    domain: DomainType,
+    workload: Workload,
+    recording: Recording,
+    deaths: Sequence[dict[str, Any]] = (),
+    functions: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that is said about one run.
+    """Everything that is said about one run; `functions` are what is said about each, where there are several.
 
     Times are ns, rates are per second; `latency_ns` and `exposure` come from histograms whose buckets are 3 % wide.
     """
     cpus = recording.contexts[: recording.cpus]
     ctrs = recording.contexts["ctrs"]
-    seconds = _seconds(cpus)
+    seconds = seconds_of(cpus)
     pairs = int(cpus["ctrs"]["unmaps"].sum())
     global_flushes = int(ctrs["global_rpcits"].sum())
-    conservation = _conservation(recording, ctrs, domain, most_in_hand(deaths))
-    violations = _violations(recording, conservation)
+    if functions:
+        conservation = _conservation_of_all(functions)
+        violations = _violations_of_all(recording, functions)
+    else:
+        conservation = conservation_of(recording, ctrs, domain, most_in_hand(deaths))
+        violations = violations_of(recording, conservation)
     return {
         "domain": domain,
-        "type_at_end": _TYPE_NAMES[int(recording.domain["type"][0])],
+        "type_at_end": type_at_end(recording),
         "engine": config.machine.engine,
         "workload": workload.name,
         "preset": config.hypervisor.preset,
@@ -54,35 +63,30 @@ def run_result(
         "pages_per_s": int(cpus["ctrs"]["unmapped_pages"].sum()) / seconds if seconds else 0.0,
         "pairs_by_cpu": [int(count) for count in cpus["ctrs"]["unmaps"]],
         "latency_ns": {
-            "map": _latency(recording.histograms["map"], recording.tick_ns),
-            "unmap": _latency(recording.histograms["unmap"], recording.tick_ns),
+            "map": latency_of(recording.histograms["map"], recording.tick_ns),
+            "unmap": latency_of(recording.histograms["unmap"], recording.tick_ns),
         },
         "histograms": _histograms(recording),
-        "counters": _kernel_counters(ctrs),
+        "counters": kernel_counters(ctrs),
         "phases": _phases(workload, recording),
         "maps": int(ctrs["maps"].sum()),
         "unmaps": int(ctrs["unmaps"].sum()),
         "map_failures": int(ctrs["map_failures"].sum()),
-        "flushes": {
-            "full": int(ctrs["flushes_full"].sum()),
-            "timeout": int(ctrs["flushes_timeout"].sum()),
-            "no_resources": int(ctrs["flushes_no_resources"].sum()),
-            "wrap": int(ctrs["flushes_wrap"].sum()),
-            "early": int(ctrs["flushes_early"].sum()),
-        },
         "flush_timeout_ns": {
             "mean": _timeout_ticks(ctrs) * recording.tick_ns,
             "max": float(ctrs["timeout_max_ticks"].max()) * recording.tick_ns,
         },
+        "flushes": flush_counts(ctrs),
+        "flush_ns": latency_of(recording.histograms["flush"], 1.0),
         "iovas_per_flush": int(ctrs["reclaimed"].sum()) / global_flushes if global_flushes else None,
-        "queue": _queue(recording),
+        "queue": queue_of(recording),
         "overruns": int(ctrs["overruns"].sum()),
         "overrun_iovas": int(ctrs["overrun_iovas"].sum()),
         "rcache_flushes": int(ctrs["rcache_flushes"].sum()),
         "locks": _locks(recording),
         "breakdown": _breakdown(recording),
         "hypervisor": _hypervisor(recording, seconds),
-        "exposure": _exposure(recording, ctrs),
+        "exposure": exposure_of(recording, ctrs),
         "violations": sum(violations.values()),
         "violations_by_kind": violations,
         "first_violations": first_violations(recording),
@@ -99,17 +103,29 @@ def run_result(
             "is_virtual": config.machine.engine == "sim",
         },
         "segment_bytes": recording.segment_bytes,
-        "fell_back_to_strict": recording.fq_init_failed or _is_denied_its_queue(config, domain),
+        "fell_back_to_strict": recording.fq_init_failed or is_denied_its_queue(config, domain),
         "device": config.device,
         "device_error": recording.device_in_error,
         "policy": recording.policy,
         "bugs": list(config.domain.bugs),
         "faults": list(config.machine.faults),
-        "notes": [*workload.notes, *_notes(config, domain)],
+        "notes": [*workload.notes, *_notes(config, domain, functions)],
+        "functions": list(functions),
     }
 
 
-def _violations(recording: Recording, conservation: dict[str, Any] | None) -> dict[str, int]:
+def type_at_end(recording: Recording) -> str:
+    """The type that the domain had in the end; of several functions the first one's."""
+    return _TYPE_NAMES[int(recording.domain["type"][0])]
+
+
+def flush_counts(ctrs: npt.NDArray[Any]) -> dict[str, int]:
+    """Flushes of everything, by cause."""
+    causes = ("full", "timeout", "no_resources", "wrap", "early")
+    return {cause: int(ctrs[f"flushes_{cause}"].sum()) for cause in causes}
+
+
+def violations_of(recording: Recording, conservation: dict[str, Any] | None) -> dict[str, int]:
     """How many of each kind: found while it ran, counted by every process, and seen in the books."""
     counts = recording.findings["counts"].sum(axis=0)
     return {
@@ -125,17 +141,27 @@ def _timeout_ticks(ctrs: npt.NDArray[Any]) -> float:
     return float(ctrs["timeout_ticks"].sum()) / max(int(ctrs["flushes_timeout"].sum()), 1)
 
 
-def _is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+def _violations_of_all(recording: Recording, functions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """The same over several functions: books are each one's own, and what one lacks another's surplus does not mend."""
+    books = {kind: sum(own["violations_by_kind"][kind] for own in functions) for kind in BOOKS}
+    return {**violations_of(recording, None), **books}
+
+
+def is_denied_its_queue(config: Config, domain: DomainType) -> bool:
+    """Whether a type has a queue, and the device must not have one."""
     return config.device == "ism" and domain in QUEUED
 
 
-def _notes(config: Config, domain: DomainType) -> list[str]:
-    if not _is_denied_its_queue(config, domain):
-        return []
-    return [f"{domain}: an ISM device has no flush queue, whatever is asked for; the domain is strict."]
+def _notes(config: Config, domain: DomainType, functions: Sequence[dict[str, Any]]) -> list[str]:
+    if functions:
+        denied = [own["name"] for own in functions if own["device"] == "ism" and own["fell_back_to_strict"]]
+    else:
+        denied = [domain] if is_denied_its_queue(config, domain) else []
+    return [f"{who}: an ISM device has no flush queue, whatever is asked for; the domain is strict." for who in denied]
 
 
-def _seconds(cpus: npt.NDArray[Any]) -> float:
+def seconds_of(cpus: npt.NDArray[Any]) -> float:
+    """From when the first of these CPUs started until the last one stopped."""
     ran = cpus[cpus["started_ns"] > 0]
     if not len(ran):
         return 0.0
@@ -143,7 +169,8 @@ def _seconds(cpus: npt.NDArray[Any]) -> float:
     return max(float(stopped.max() - ran["started_ns"].min()), 0.0) / 1e9
 
 
-def _latency(histogram: npt.NDArray[np.int64], unit_ns: float) -> dict[str, float]:
+def latency_of(histogram: npt.NDArray[np.int64], unit_ns: float) -> dict[str, float]:
+    """Percentiles, maximum and mean, in ns, of a histogram whose values are of `unit_ns`."""
     result = {name: round(percentile(histogram, fraction) * unit_ns, 1) for name, fraction in _PERCENTILES.items()}
     counted = np.flatnonzero(histogram)
     result["max"] = round(float(bucket_bounds()[counted[-1] + 1]) * unit_ns, 1) if len(counted) else 0.0
@@ -164,7 +191,8 @@ def _histograms(recording: Recording) -> dict[str, list[list[float]]]:
     return found
 
 
-def _kernel_counters(ctrs: npt.NDArray[Any]) -> dict[str, int]:
+def kernel_counters(ctrs: npt.NDArray[Any]) -> dict[str, int]:
+    """The counters that the kernel has, under its names."""
     return {name: int(ctrs[field].sum()) for name, field in KERNEL_NAMES.items()}
 
 
@@ -183,7 +211,8 @@ def _phases(workload: Workload, recording: Recording) -> list[dict[str, Any]]:
     return [{"name": name, "counters": sums[phase]} for phase, name in enumerate(workload.phases)]
 
 
-def _queue(recording: Recording) -> dict[str, Any] | None:
+def queue_of(recording: Recording) -> dict[str, Any] | None:
+    """The flush queue; None where there is none, or one for each of several functions."""
     if not len(recording.rings):
         return None
     queued = int(recording.rings["queued"].sum())
@@ -262,14 +291,15 @@ def _command_queue(recording: Recording) -> dict[str, int] | None:
 
 def _waits(histogram: npt.NDArray[np.int64], servers: npt.NDArray[Any], name: str) -> dict[str, Any]:
     return {
-        **_latency(histogram, 1.0),
+        **latency_of(histogram, 1.0),
         "max": int(servers[f"max_{name}_ns"].max(initial=0)),
         "total": int(servers[f"total_{name}_ns"].sum()),
     }
 
 
-def _exposure(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
-    latency = _latency(recording.histograms["exposure"], recording.tick_ns)
+def exposure_of(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
+    """For how long, and how much, could be reached after its unmap."""
+    latency = latency_of(recording.histograms["exposure"], recording.tick_ns)
     left = recording.teardown
     longest = (ctrs["exposure_max_ticks"].max(), recording.supervisor["ctrs"]["exposure_max_ticks"])
     return {
@@ -279,7 +309,7 @@ def _exposure(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
         "max_ns": round(float(max(longest)) * recording.tick_ns, 1),
         "page_seconds": float(_sum_with_supervisor(recording, "exposure_page_ticks")) * recording.tick_ns / 1e9,
         "devices": _devices(recording),
-        "still_open": int(left["queued"][0]) if left is not None else None,
+        "still_open": int(left["queued"].sum()) if left is not None else None,
     }
 
 
@@ -297,7 +327,7 @@ def _sum_with_supervisor(recording: Recording, counter: str) -> int:
     return int(recording.contexts["ctrs"][counter].sum()) + int(recording.supervisor["ctrs"][counter])
 
 
-def _conservation(
+def conservation_of(
     recording: Recording, ctrs: npt.NDArray[Any], domain: DomainType, in_hand: int
 ) -> dict[str, Any] | None:
     """The sums that must balance, but for what the dead can have had in hand; None where that is not repaired."""
@@ -320,6 +350,14 @@ def _conservation(
         "in_hand_of_the_dead": in_hand,
     }
     return {**sums, "holds": not any(books_out_of_balance(sums, recording.most_pages).values())}
+
+
+def _conservation_of_all(functions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    books = [own["conservation"] for own in functions]
+    if not all(books):
+        return None
+    sums: dict[str, Any] = {name: sum(own[name] for own in books) for name in books[0]}
+    return {**sums, "holds": all(own["holds"] for own in books)}
 
 
 def _processes(recording: Recording) -> list[dict[str, Any]]:

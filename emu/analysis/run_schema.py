@@ -87,6 +87,18 @@ class _Process(BaseModel):
     involuntary_switches: int
 
 
+class _Function(BaseModel):
+    name: str
+    type_at_end: str
+    cpus: NonNegativeInt
+    ops: NonNegativeInt
+    pairs_per_s: NonNegativeFloat
+    latency_ns: _Latencies
+    flush_ns: _Latency
+    flushes: dict[str, NonNegativeInt]
+    violations: NonNegativeInt
+
+
 class _Run(BaseModel):
     domain: str
     engine: str
@@ -120,6 +132,7 @@ class _Run(BaseModel):
     warnings: list[str]
     switches: list[_Switch]
     deaths: list[dict[str, Any]]
+    functions: list[_Function] = []
 
 
 class _Environment(BaseModel):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, Token
 
 from emu.cli.failure import DEATH, FINE, INTERRUPTED, VIOLATION, Failure
-from emu.cli.options import MachineOptions, QuietOption, SetOption, configured, overrides_of
+from emu.cli.options import MachineOptions, QuietOption, SetOption, configured, overrides_of, refuse_functions
 
 if TYPE_CHECKING:
     from emu.config import Config
@@ -133,7 +133,9 @@ def _config(asked: _Asked, options: MachineOptions) -> Config:
     if start is None and asked.bits <= _default_start_bits():
         # The default is where s390 has its addresses, above what such a device reaches.
         mine["domain", "aperture_start"] = ("-b", 0)
-    return configured(None, {**typed, **mine})
+    config = configured(None, {**typed, **mine})
+    refuse_functions(config, "the kernel's dma_map_benchmark works on one device")
+    return config
 
 
 def _default_start_bits() -> int:

@@ -338,6 +338,20 @@ def checked_policy(named: str) -> str:
     return found
 
 
+def refuse_functions(config: Config, why: str) -> None:
+    """See that the machine has one function.
+
+    Args:
+        config: the description.
+        why: there can be no more, in a sentence without its end.
+
+    Raises:
+        Failure: there are several.
+    """
+    if config.functions > 1:
+        raise Failure(f"machine.functions = {config.functions}: {why}; leave it out")
+
+
 def check_timeline(config: Config) -> None:
     """See that the load goes on for as long as something is to be done to the machine.
 

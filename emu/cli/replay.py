@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from emu.cli.failure import Failure
-from emu.cli.options import MachineOptions, OutputOptions, configured, overrides_of
+from emu.cli.options import MachineOptions, OutputOptions, configured, overrides_of, refuse_functions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,7 +199,9 @@ def _configured(
 ) -> Config:
     types = ("", _default_domains(kernel))
     preset = "bare-metal" if _is_on(kernel, _X86) and not _is_caching_mode(capture_file) else None
-    return configured(None, {("domain", "types"): types, **typed}, default_preset=preset, costs_file=costs_file)
+    config = configured(None, {("domain", "types"): types, **typed}, default_preset=preset, costs_file=costs_file)
+    refuse_functions(config, "a capture is replayed on one function")
+    return config
 
 
 def _default_domains(kernel: KernelCounters | None) -> list[str]:

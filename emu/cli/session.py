@@ -20,6 +20,7 @@ from emu.config import Config, ConfigError, DomainType
 from emu.experiment import EventCollector, MachineError, Outcome, run_machine
 from emu.machine.run_folder import RunFolder, RunFolderError, open_run_folder
 from emu.policy import read_policy
+from emu.report.functions import print_functions
 from emu.report.plain import one_line, plain
 from emu.report.progress import ProgressBars
 from emu.report.reading import gain_and_exposure, most_waited_for_locks, remarks
@@ -205,6 +206,9 @@ class Session:
         console = Console(highlight=False)
         print_table(console, self.runs)
         console.print()
+        if any(run.get("functions") for run in self.runs):
+            print_functions(console, self.runs)
+            console.print()
         for line in (*gain_and_exposure(self.runs), *most_waited_for_locks(self.runs)):
             console.print(plain(line))
         if print_more:

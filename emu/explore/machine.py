@@ -20,7 +20,7 @@ from emu.explore.schedule import Schedule
 from emu.explore.steps import EXPLORED, FOR_EVER_NS, explored
 from emu.explore.watching import watched
 from emu.explore.world import Cpu, World
-from emu.hypervisor.state import hypervisor_t, request_t, server_t
+from emu.hypervisor.state import function_t, hypervisor_t, request_t, server_t
 from emu.iommu import dma, flush_queue, group, iova
 from emu.iommu.domain import DOMAIN_TYPES, iommu_domain
 from emu.iommu.flush_queue import iommu_dma_cookie, iova_fq
@@ -100,8 +100,8 @@ class Machine:
         self.records = Records(self._regions(), _STATISTICS, self.world.load, self.world.store)
         at = self.layout.segment.address
         domain = self.records.at(iommu_domain, at("domain"))
-        hypervisor: Any = self.records.at(hypervisor_t, at("hypervisor"))
-        shadow = hypervisor.shadow if self.layout.config.hypervisor.shadows else None
+        function: Any = self.records.at(function_t, at("functions"))
+        shadow = function.shadow if self.layout.config.hypervisor.shadows else None
         self.domain: Any = domain
         self.books = Books(self.world, self.records, domain, shadow, opening)
         self.world.watcher = self.books

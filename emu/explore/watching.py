@@ -44,10 +44,10 @@ def _wrappers(world: World, books: Books) -> dict[Callable[..., Any], Callable[.
         world.say(f"IOVA {iova_pfn} is queued")
         books.queued(iova_pfn)
 
-    def refresh(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
+    def refresh(cpu: Any, fh: int, start_pfn: int, pages: int, is_global: bool) -> int:
         what = "global flush" if is_global else f"flush of IOVA {start_pfn}"
         books.flush_begins(world.event(f"{what} begins"), start_pfn, pages)
-        answer = int(rpcit(cpu, start_pfn, pages, is_global))
+        answer = int(rpcit(cpu, fh, start_pfn, pages, is_global))
         ended = world.event(f"{what} ends")
         if answer == RPCIT_OK:
             books.flush_ends(ended)

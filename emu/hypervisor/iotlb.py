@@ -32,7 +32,7 @@ iotlb_t = struct(
 
 
 @jit
-def translate(hv: Any, iotlb: Any, pfn: int) -> int:
+def translate(hv: Any, function: Any, iotlb: Any, pfn: int) -> int:
     """The entry by which a device's access to a page goes, from its IOTLB or the table; invalid: a fault."""
     entries = address_of(iotlb, "entries")
     first = (pfn & (IOTLB_SETS - 1)) * IOTLB_WAYS
@@ -41,14 +41,18 @@ def translate(hv: Any, iotlb: Any, pfn: int) -> int:
         if smp_load_acquire(entry, "tag") == pfn + 1:
             iotlb.hits += 1
             return entry.pte
-    return _walk_and_fill(hv, iotlb, element(iotlb_entry_t, entries, first + (iotlb.fills & (IOTLB_WAYS - 1))), pfn)
+    victim = element(iotlb_entry_t, entries, first + (iotlb.fills & (IOTLB_WAYS - 1)))
+    return _walk_and_fill(hv, function, iotlb, victim, pfn)
 
 
 @slow
-def _walk_and_fill(hv: Any, iotlb: Any, entry: Any, pfn: int) -> int:
+def _walk_and_fill(hv: Any, function: Any, iotlb: Any, entry: Any, pfn: int) -> int:
     # Acquire: the table is walked after it. Pairs with the increment in invalidate_iotlbs().
     invalidations = smp_load_acquire(iotlb, "invalidations")
-    pte = iova_to_phys(hv.shadow, pfn) if hv.shadows else iova_to_phys(deref(io_pgtable, hv.guest_table), pfn)
+    if hv.shadows:
+        pte = iova_to_phys(function.shadow, pfn)
+    else:
+        pte = iova_to_phys(deref(io_pgtable, function.guest_table), pfn)
     if not pte_valid(pte):
         return ZPCI_PTE_INVALID
     iotlb.fills += 1
@@ -62,10 +66,10 @@ def _walk_and_fill(hv: Any, iotlb: Any, entry: Any, pfn: int) -> int:
 
 
 @slow
-def invalidate_iotlbs(hv: Any, start_pfn: int, pages: int) -> None:
-    """A flush reaches every device; the tables are up to date already."""
-    for i in range(hv.devices):
-        iotlb = element(iotlb_t, hv.iotlbs, i)
+def invalidate_iotlbs(function: Any, start_pfn: int, pages: int) -> None:
+    """A flush reaches every device of its function; the tables are up to date already."""
+    for i in range(function.devices):
+        iotlb = element(iotlb_t, function.iotlbs, i)
         # Full barrier: pairs with those in _walk_and_fill().
         fetch_add(iotlb, "invalidations", 1)
         entries = address_of(iotlb, "entries")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.arm_smmu_v3 import flush_by_commands
+from emu.hypervisor.functions import NO_FUNCTION, function_number, function_of
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
     NO_TICKET,
@@ -32,6 +33,7 @@ from emu.iommu.tracepoints import EVENT_RPCIT, EVENT_RPCIT_DONE
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
 from emu.native.compile import inline, slow
 from emu.native.events import emit
+from emu.native.histogram import record_value
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
 from emu.native.time import begin_operation, now_ns, now_ticks, relax
@@ -45,8 +47,8 @@ _LONGEST_NS = (1 << 31) - 1
 
 
 @slow
-def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
-    """Have the hypervisor look at a range of the guest's table.
+def rpcit(cpu: Any, fh: int, start_pfn: int, pages: int, is_global: bool) -> int:
+    """Have the hypervisor look at a range of the guest's table for the function of a handle.
 
     Returns:
         An answer, RPCIT_*; RPCIT_NOT_SERVED when the machine stops.
@@ -55,11 +57,12 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     begin_operation(cpu)
     hv = deref(hypervisor_t, cpu.hypervisor)
     request = deref(request_t, cpu.request)
+    request.fh = fh
     request.start_pfn = start_pfn
     request.pages = pages
     request.is_global = is_global
     request.posted_ns = now_ns(cpu)
-    request.flush_number = 0
+    request.flush_number = request.flushed = 0
     request.wait_ns = request.service_ns = request.walked = request.changed = 0
     is_noted = cpu.records != 0 or (is_global and cpu.events != 0)
     around = enter_stage(cpu, STAGE_REQUEST)
@@ -70,9 +73,24 @@ def rpcit(cpu: Any, start_pfn: int, pages: int, is_global: bool) -> int:
     note_request(cpu, request.wait_ns, request.service_ns)
     if is_noted:
         _note_answer(cpu, request)
-    if hv.oracle:
-        note_own_flush(cpu, hv.oracle, start_pfn, start_pfn + pages, request.flush_number)
+    if answer != RPCIT_BUSY:
+        _count_answer(cpu, request, is_global)
+    number = function_number(hv, fh)
+    oracle = function_of(hv, number).oracle if number != NO_FUNCTION else 0
+    if oracle:
+        # A flush of another function's table is none of this one's.
+        served_by = request.flush_number if request.flushed == oracle else 0
+        note_own_flush(cpu, oracle, start_pfn, start_pfn + pages, served_by)
     return answer
+
+
+@inline
+def _count_answer(cpu: Any, request: Any, is_global: bool) -> None:
+    cpu.ctrs.requests += 1
+    cpu.ctrs.request_wait_ns += request.wait_ns
+    cpu.ctrs.request_service_ns += request.service_ns
+    if is_global:
+        record_value(cpu.flush_histogram, now_ns(cpu) - request.posted_ns)
 
 
 @slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.faults import complete, complete_with_faults, deliver_late
+from emu.hypervisor.functions import function_number
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t, server_t
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, write_once
@@ -68,6 +69,8 @@ def _serve_one(cpu: Any, hv: Any, server: Any, posted: int) -> None:
         # In a machine that is being stopped guests do not wait to the end.
         server.not_served += read_once(deref(int64_t, cpu.abort), "value") == 0
         return
+    # What it finds is that function's affair; of an unknown one it serves nothing.
+    cpu.function = max(function_number(hv, request.fh), 0)
     serve_request(cpu, hv, request)
     if hv.faults.is_on:
         complete_with_faults(cpu, hv, server, posted)

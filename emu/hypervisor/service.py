@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.faults import jitter_ns
+from emu.hypervisor.functions import NO_FUNCTION, function_number, function_of
 from emu.hypervisor.iotlb import invalidate_iotlbs
 from emu.hypervisor.state import (
     RPCIT_ERROR_RECOVER,
@@ -51,21 +52,24 @@ def _pin(hv: Any) -> bool:
 
 
 @inline
-def _shadow_entry(hv: Any, entry: Any, pte: int) -> bool:
+def _shadow_entry(hv: Any, function: Any, entry: Any, pte: int) -> bool:
     """Bring one differing entry up to date; False when the host has no room for it."""
     was_mapped = pte_valid(entry.value)
-    if pte_valid(pte) and not was_mapped and not _pin(hv):
-        return False
+    if pte_valid(pte) and not was_mapped:
+        if not _pin(hv):
+            return False
+        function.mapped += 1
     if was_mapped and not pte_valid(pte):
         fetch_add(hv, "mapped", -1)
+        function.mapped -= 1
     write_once(entry, "value", pte)
     return True
 
 
 @jit
-def _shadow_page_table(cpu: Any, hv: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
+def _shadow_page_table(cpu: Any, hv: Any, function: Any, server: Any, guest: int, pfn: int, stop_pfn: int) -> int:
     """Compare one page table's entries with the shadow's and copy what differs. Returns how many were copied."""
-    shadow = dma_walk_cpu_trans(hv.shadow, server.spares, pfn)
+    shadow = dma_walk_cpu_trans(function.shadow, server.spares, pfn)
     if shadow == 0:
         return 0
     changed = 0
@@ -73,9 +77,9 @@ def _shadow_page_table(cpu: Any, hv: Any, server: Any, guest: int, pfn: int, sto
         pte = read_once(element(int64_t, guest, px), "value")
         entry = element(int64_t, shadow, px)
         if entry.value != pte:
-            if hv.oracle and pte_valid(entry.value) and pte_valid(pte):
-                check_seen_invalid(cpu, hv.oracle, pfn - calc_px(pfn) + px, entry.value, pte)
-            if _shadow_entry(hv, entry, pte):
+            if function.oracle and pte_valid(entry.value) and pte_valid(pte):
+                check_seen_invalid(cpu, function.oracle, pfn - calc_px(pfn) + px, entry.value, pte)
+            if _shadow_entry(hv, function, entry, pte):
                 changed += 1
             else:
                 server.refused += 1
@@ -83,14 +87,14 @@ def _shadow_page_table(cpu: Any, hv: Any, server: Any, guest: int, pfn: int, sto
 
 
 @slow
-def _walk_guest_table(cpu: Any, hv: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
-    """Bring the shadow of a range up to date, skipping absent tables.
+def _walk_guest_table(cpu: Any, hv: Any, function: Any, server: Any, start_pfn: int, end_pfn: int) -> int:
+    """Bring the shadow of a range of a function's table up to date, skipping absent tables.
 
     Returns:
         inspected << 32 | changed; what the host had no room for is in `server.refused`.
     """
     server.refused = 0
-    pgtable = deref(io_pgtable, hv.guest_table)
+    pgtable = deref(io_pgtable, function.guest_table)
     inspected = changed = 0
     pfn = start_pfn
     while pfn < end_pfn:
@@ -102,39 +106,39 @@ def _walk_guest_table(cpu: Any, hv: Any, server: Any, start_pfn: int, end_pfn: i
         if guest:
             inspected += stop_pfn - pfn
             if hv.shadows:
-                changed += _shadow_page_table(cpu, hv, server, guest, pfn, stop_pfn)
+                changed += _shadow_page_table(cpu, hv, function, server, guest, pfn, stop_pfn)
         pfn = stop_pfn
     return inspected << 32 | changed
 
 
 @slow
-def forget_unmapped(cpu: Any, hv: Any, start_pfn: int, pages: int) -> None:
-    """Bring the shadow table up to date at no cost, as when a guest takes its table from a device; no CPU traps."""
+def forget_unmapped(cpu: Any, hv: Any, function: Any, start_pfn: int, pages: int) -> None:
+    """Bring a function's shadow up to date at no cost, as when a guest takes its table from a device; no CPU traps."""
     if hv.shadows:
-        _walk_guest_table(cpu, hv, deref(server_t, cpu.server), start_pfn, start_pfn + pages)
-    invalidate_iotlbs(hv, start_pfn, pages)
+        _walk_guest_table(cpu, hv, function, deref(server_t, cpu.server), start_pfn, start_pfn + pages)
+    invalidate_iotlbs(function, start_pfn, pages)
 
 
 @inline
-def _look_at_guest_table(cpu: Any, hv: Any, server: Any, request: Any) -> int:
+def _look_at_guest_table(cpu: Any, hv: Any, function: Any, server: Any, request: Any) -> int:
     """Walk the requested range where a shadow or the cost depends on it: hardware only drops what it has cached."""
     if not (hv.shadows or hv.walk_ps):
         server.refused = 0
         return 0
-    return _walk_guest_table(cpu, hv, server, request.start_pfn, request.start_pfn + request.pages)
+    return _walk_guest_table(cpu, hv, function, server, request.start_pfn, request.start_pfn + request.pages)
 
 
 @slow
-def _answer_of_device(hv: Any, request: Any) -> int:
+def _answer_of_device(function: Any, request: Any) -> int:
     """RPCIT_OK, or why the device lets nothing be refreshed.
 
     An ISM device looks into the guest's table itself. A global flush shows it addresses that it has in use; that puts
     it into error, where it stays, as nobody resets it.
     """
-    if hv.device_in_error:
+    if function.device_in_error:
         return RPCIT_ERROR_RECOVER
-    if request.is_global and count_valid(hv.guest_table, request.start_pfn, request.pages):
-        hv.device_in_error = 1
+    if request.is_global and count_valid(function.guest_table, request.start_pfn, request.pages):
+        function.device_in_error = 1
         return RPCIT_FUNC_IN_ERR
     return RPCIT_OK
 
@@ -160,16 +164,16 @@ def _spend(cpu: Any, deadline_ns: int) -> None:
 
 
 @slow
-def _refresh_locked(cpu: Any, hv: Any, server: Any, request: Any) -> int:
+def _refresh_locked(cpu: Any, hv: Any, function: Any, server: Any, request: Any) -> int:
     """Bring the range up to date and set the answer. Returns walked << 32 | changed."""
     passes = counts = 0
-    answer = _answer_of_device(hv, request) if hv.is_ism else RPCIT_OK
+    answer = _answer_of_device(function, request) if function.is_ism else RPCIT_OK
     if answer == RPCIT_OK:
-        counts = _look_at_guest_table(cpu, hv, server, request)
+        counts = _look_at_guest_table(cpu, hv, function, server, request)
         passes = 1
         if server.refused and (counts & 0xFFFFFFFF):
             # The first pass may have dropped what stood behind the entries it refused.
-            counts += _look_at_guest_table(cpu, hv, server, request)
+            counts += _look_at_guest_table(cpu, hv, function, server, request)
             passes = 2
         if server.refused:
             answer = RPCIT_INSUFFICIENT_RESOURCES
@@ -179,36 +183,43 @@ def _refresh_locked(cpu: Any, hv: Any, server: Any, request: Any) -> int:
 
 
 @slow
-def _refresh(cpu: Any, hv: Any, server: Any, request: Any) -> int:
+def _refresh(cpu: Any, hv: Any, function: Any, server: Any, request: Any) -> int:
     # The shadow table is one: what a server has just brought up to date, another must not overwrite with older entries.
     if hv.servers > 1:
         spin_lock(cpu, hv.lock)
-    counts = _refresh_locked(cpu, hv, server, request)
+    counts = _refresh_locked(cpu, hv, function, server, request)
     if hv.servers > 1:
         spin_unlock(cpu, hv.lock)
-    if hv.devices:
-        invalidate_iotlbs(hv, request.start_pfn, request.pages)
+    if function.devices:
+        invalidate_iotlbs(function, request.start_pfn, request.pages)
     return counts
 
 
 @slow
-def take_flush_up(cpu: Any, hv: Any, request: Any) -> int:
+def take_flush_up(cpu: Any, hv: Any, request: Any) -> None:
     """Do what a request asks for and take as long as that costs; `cpu.server` is the address of the server's record.
 
-    Returns:
-        The flush's number in the oracle's books, where it has not ended yet, or 0.
+    In the oracle's books the flush has begun then, and not ended.
     """
+    about = function_number(hv, request.fh)
+    # Once all is stopped nobody waits for it any longer, and a walk may be long.
+    if about == NO_FUNCTION or read_once(deref(int64_t, cpu.abort), "value"):
+        request.status = RPCIT_NOT_SERVED
+        return
+    function = function_of(hv, about)
     server = deref(server_t, cpu.server)
     started_ns = now_ns(cpu)
     free_at_ns = hv.free_at_ns if hv.is_inline else server.free_at_ns
     _note_waiting(server, request, free_at_ns, started_ns)
-    number = begin_flush(deref(oracle_t, hv.oracle)) if hv.oracle else 0
-    counts = _refresh(cpu, hv, server, request)
+    number = begin_flush(deref(oracle_t, function.oracle)) if function.oracle else 0
+    counts = _refresh(cpu, hv, function, server, request)
     walked, changed = counts >> 32, counts & 0xFFFFFFFF
     emulated_ns = hv.intercept_ns + (walked * hv.walk_ps + changed * hv.change_ps) // 1000
     if hv.faults.jitter_ns:
         emulated_ns += jitter_ns(hv, server.requests ^ request.start_pfn ^ cpu.slot << 32)
     _spend(cpu, started_ns + emulated_ns)
+    request.flush_number = number
+    request.flushed = function.oracle
     finished_ns = now_ns(cpu)
     server.requests += 1
     server.global_requests += request.is_global
@@ -221,23 +232,18 @@ def take_flush_up(cpu: Any, hv: Any, request: Any) -> int:
     request.changed = changed
     server.free_at_ns = finished_ns
     hv.free_at_ns = finished_ns
-    return number
 
 
 @inline
-def end_of_flush(hv: Any, request: Any) -> None:
+def end_of_flush(request: Any) -> None:
     """The flush that was done for a request has ended."""
     if request.flush_number and request.is_global:
-        end_flush(deref(oracle_t, hv.oracle), request.flush_number)
+        end_flush(deref(oracle_t, request.flushed), request.flush_number)
 
 
 @slow
 def serve_request(cpu: Any, hv: Any, request: Any) -> None:
     """Serve one request from its beginning to its end."""
-    if read_once(deref(int64_t, cpu.abort), "value"):
-        # Nobody waits for it any longer, and a walk may be long.
-        request.status = RPCIT_NOT_SERVED
-        return
-    request.flush_number = take_flush_up(cpu, hv, request)
-    end_of_flush(hv, request)
+    take_flush_up(cpu, hv, request)
+    end_of_flush(request)
     charge(cpu, COST_REQUEST, 1)

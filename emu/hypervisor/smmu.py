@@ -10,7 +10,7 @@ from typing import Any
 
 from emu.hypervisor.arm_smmu_v3 import CMDQ_OP_CMD_SYNC, CMDS_OF_A_FLUSH, queue_ent, queue_inc_prod_n, queue_len
 from emu.hypervisor.service import end_of_flush, take_flush_up
-from emu.hypervisor.state import RPCIT_NOT_SERVED, arm_smmu_cmdq, request_t, server_t, smmu_cmd
+from emu.hypervisor.state import arm_smmu_cmdq, request_t, server_t, smmu_cmd
 from emu.native.atomics import fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, smp_store_release, write_once
 from emu.native.compile import inline, slow
 from emu.native.lines import write_lines
@@ -60,15 +60,6 @@ def _note_queue(hv: Any, server: Any, cmdq: Any) -> None:
 
 
 @slow
-def _invalidate(cpu: Any, hv: Any, request: Any) -> None:
-    if read_once(deref(int64_t, cpu.abort), "value"):
-        # Nobody waits for it any longer, and a walk may be long.
-        request.status = RPCIT_NOT_SERVED
-        return
-    request.flush_number = take_flush_up(cpu, hv, request)
-
-
-@slow
 def _write_msi(cpu: Any, cmd: Any) -> None:
     write_lines(cpu, address_of(cmd, "op"), _CMD_BYTES)
     # Release: the answer is there. Pairs with the acquire in arm_smmu_cmdq_poll_until_msi().
@@ -85,10 +76,10 @@ def _consume(cpu: Any, hv: Any, server: Any, cmdq: Any) -> None:
     write_once(server, "serving", cons << SLOT_BITS | (cmd.slot + 1))
     if read_once(cmd, "op") != CMDQ_OP_CMD_SYNC:
         _note_queue(hv, server, cmdq)
-        _invalidate(cpu, hv, request)
+        take_flush_up(cpu, hv, request)
         smp_store_release(cmdq, "cons_reg", following)
         return
-    end_of_flush(hv, request)
+    end_of_flush(request)
     # Release: commands are read before their places are free. Pairs with the acquire where the queue was full. It is
     # moved first: whoever sees its sync done takes it for consumed.
     smp_store_release(cmdq, "cons_reg", following)

@@ -23,25 +23,29 @@ RPCIT_BUSY = ZPCI_CC_BUSY << CC_SHIFT
 RPCIT_NOT_SERVED = ZPCI_CC_INVAL_HANDLE << CC_SHIFT
 """Answers to an RPCIT: the condition code, and below it the status. In turn: done; the function goes into error; the
 host cannot pin or track another mapping; the function is in error since earlier; too many requests wait;
-the machine is being stopped and its hypervisor may be dead, so that the function is gone."""
+there is no function of that handle, or the machine is being stopped and its hypervisor may be dead, so that it is
+gone."""
 
 request_t = struct(
     lines=("state",),
     state="i4",
     is_global="i4",
     status="i4",
+    fh="i8",
     start_pfn="i8",
     pages="i8",
     posted_ns="i8",
     flush_number="i8",
+    flushed="i8",
     ticket="i8",
     wait_ns="i8",
     service_ns="i8",
     walked="i8",
     changed="i8",
 )
-"""One for each process that can trap; it has at most one request under way. `flush_number`: the oracle's
-number of the flush that served it, 0 if none did; `ticket`: its place in the queue; the last four: how long it waited
+"""One for each process that can trap; it has at most one request under way. `fh`: handle of the function that it is
+about; `flush_number`: the oracle's number of the flush that served it, 0 if none did, and `flushed` the address of the
+oracle of the function whose table was looked at; `ticket`: its place in the queue; the last four: how long it waited
 until a server was free and was served, entries inspected and brought up to date."""
 
 smmu_cmd = struct(op="i4", slot="i4", place="i8")
@@ -80,6 +84,21 @@ hypervisor_faults = struct(
 """What goes wrong on purpose, see emu/hypervisor/faults.py: `is_on` when anything does; one request in so many, 0 for
 none; `*_next`: the next one does. `salt` makes another seed another choice."""
 
+function_t = struct(
+    lines=("guest_table",),
+    guest_table="i8",
+    shadow=io_pgtable,
+    mapped="i8",
+    is_ism="i8",
+    device_in_error="i8",
+    devices="i8",
+    iotlbs="i8",
+    oracle="i8",
+)
+"""What the hypervisor knows of one PCI function. `mapped`: valid entries of its shadow table; `is_ism`: the device
+looks into the guest's table itself, and a global flush over addresses in use puts it into error; `iotlbs`: of the
+`devices` that do DMA as this function; `oracle`: address of what watches it, or 0."""
+
 hypervisor_t = struct(
     lines=("lock", "tail", "head", "doorbell", "mapped", "intercept_ns"),
     lock=spinlock_t,
@@ -96,7 +115,6 @@ hypervisor_t = struct(
     absent_counts="i8",
     shadows="i8",
     is_inline="i8",
-    is_ism="i8",
     servers="i8",
     poll_ns="i8",
     guest_spins="i8",
@@ -104,23 +122,18 @@ hypervisor_t = struct(
     ring_mask="i8",
     requests="i8",
     cmdq="i8",
-    guest_table="i8",
-    shadow=io_pgtable,
+    functions="i8",
+    function_count="i8",
     free_at_ns="i8",
-    device_in_error="i8",
-    devices="i8",
-    iotlbs="i8",
-    oracle="i8",
     is_dead="i8",
     faults=hypervisor_faults,
 )
-"""`mapped`: valid entries of the shadow table, at most `mapping_limit` of them; `queue_limit`: requests that may wait,
+"""`mapped`: valid entries of all shadow tables, at most `mapping_limit` of them; `queue_limit`: requests that may wait,
 0 for any number; `walk_ps` and `change_ps` in ps for each entry; `absent_counts`: entries of absent tables count as
-inspected; `shadows`: there is a shadow table to update; `is_ism`: the device looks into the guest's table itself, and
-a global flush over addresses in use puts it into error; `servers`: processes that serve, 0 when inline; `lock`: held
-to serve inline, and by one of several servers to walk; `free_at_ns`: when the server served last became free (inline
-service); `cmdq`: address of the command queue by which it is asked, 0 where there is none; `iotlbs`: of the `devices`
-that do DMA; `oracle`: address of what watches the run, or 0; `is_dead`: it lives but takes no requests, on purpose."""
+inspected; `shadows`: there are shadow tables to update; `servers`: processes that serve, 0 when inline; `lock`: held
+to serve inline, and by one of several servers to walk; `cmdq`: address of the command queue by which it is asked, 0
+where there is none; `functions`: array of `function_count` function_t; `free_at_ns`: when the server served last became
+free (inline service); `is_dead`: it lives but takes no requests, on purpose."""
 
 server_t = struct(
     lines=("requests",),

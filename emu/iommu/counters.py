@@ -32,6 +32,9 @@ iommu_ctrs = struct(
     busy_retries="i8",
     cmdq_attempts="i8",
     cmdq_full="i8",
+    requests="i8",
+    request_wait_ns="i8",
+    request_service_ns="i8",
     exposures="i8",
     exposure_page_ticks="i8",
     exposure_max_ticks="i8",
@@ -43,6 +46,8 @@ iommu_ctrs = struct(
 `overruns`: appends that wrapped onto the head of a full ring, `overrun_iovas` what was lost by them; `lost_iovas`:
 frees of a range the allocator does not know; `busy_retries`: RPCITs that were answered busy and tried again;
 `cmdq_attempts`: tries to reserve places in the command queue, `cmdq_full`: looks for room in it where there was none;
+`requests`: RPCITs in all, `request_wait_ns` until a server was free for them and `request_service_ns` while they were
+served;
 `exposures`: windows between unmap and flush that have closed, of IOVAs, or of single pages in the old lazy scheme;
 `flushes_early`: a policy asked for before its ring was full; `queued_while_strict`: unmaps that were queued while the
 domain's type said strict; `queues_of_another_type`: domains that had another kind of queue than their type says."""

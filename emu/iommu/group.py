@@ -44,9 +44,17 @@ QUEUE_BEFORE_TYPE_NS = 20_000_000
 
 EPERM, ENOMEM, EINVAL = errno.EPERM, errno.ENOMEM, errno.EINVAL
 
-iommu_group = struct(lines=("mutex",), mutex=spinlock_t, owner_cnt="i8", default_domain="i8", bugs="i8", requested="i8")
+iommu_group = struct(
+    lines=("mutex",),
+    mutex=spinlock_t,
+    owner_cnt="i8",
+    default_domain="i8",
+    bugs="i8",
+    requested="i8",
+    requested_of="i8",
+)
 """`owner_cnt`: drivers that are bound; `bugs`: those that are on; `requested`: what a writer on a virtual clock is to
-do, and then the answer."""
+do, and then the answer; `requested_of`: for which function, counted from 0. Both are the first group's for all."""
 
 
 @slow

@@ -28,10 +28,12 @@ s390_domain = struct(
     aperture_pages="i8",
     tlb_refresh="i8",
     pft="i8",
+    fh="i8",
     oracle="i8",
 )
 """`tlb_refresh`: the hypervisor shadows the table and must be told of new mappings too; `pft`: type of the PCI
-function, 0 for any but PCI_FUNC_TYPE_ISM; `oracle`: address of what watches the run, or 0."""
+function, 0 for any but PCI_FUNC_TYPE_ISM; `fh`: its handle, as a domain has one function here; `oracle`: address of
+what watches the run, or 0."""
 
 _PTE_BYTES = int64_t.itemsize
 
@@ -124,7 +126,7 @@ def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any, cause: int, waiting: int) 
     """
     cpu.ctrs.global_rpcits += 1
     trace(cpu, EVENT_FLUSH, cause << CAUSE_SHIFT | int(waiting))
-    error = zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    error = zpci_refresh_trans(cpu, domain.fh, domain.aperture_start_pfn, domain.aperture_pages, True)
     trace(cpu, EVENT_FLUSHED, 0)
     return error
 
@@ -133,7 +135,7 @@ def s390_iommu_flush_iotlb_all(cpu: Any, domain: Any, cause: int, waiting: int) 
 def s390_iommu_iotlb_sync(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
     """RPCIT of a range just unmapped. Returns 0 or an errno, which an unmap does not look at."""
     cpu.ctrs.sync_rpcits += 1
-    return zpci_refresh_trans(cpu, iova_pfn, pages, False)
+    return zpci_refresh_trans(cpu, domain.fh, iova_pfn, pages, False)
 
 
 @inline
@@ -141,7 +143,7 @@ def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) 
     """RPCIT of a range just mapped, where the hypervisor shadows the table; False when that fails, and so the map."""
     if not domain.tlb_refresh:
         return True
-    error = refresh_mapped(cpu, iova_pfn, pages)
+    error = refresh_mapped(cpu, domain, iova_pfn, pages)
     if error == -ENOMEM:
         # Lets the hypervisor discover invalidated entries and drop them; it sees the new ones at the same time.
         error = refresh_for_resources(cpu, domain)
@@ -151,10 +153,10 @@ def s390_iommu_iotlb_sync_map(cpu: Any, domain: Any, iova_pfn: int, pages: int) 
 
 
 @inline
-def refresh_mapped(cpu: Any, iova_pfn: int, pages: int) -> int:
+def refresh_mapped(cpu: Any, domain: Any, iova_pfn: int, pages: int) -> int:
     """Range RPCIT after a map. Returns 0, or -ENOMEM when the host is out of resources, or another errno."""
     cpu.ctrs.sync_map_rpcits += 1
-    return zpci_refresh_trans(cpu, iova_pfn, pages, False)
+    return zpci_refresh_trans(cpu, domain.fh, iova_pfn, pages, False)
 
 
 @slow
@@ -165,6 +167,6 @@ def refresh_for_resources(cpu: Any, domain: Any) -> int:
     """
     cpu.ctrs.flushes_no_resources += 1
     trace(cpu, EVENT_FLUSH, CAUSE_NO_RESOURCES << CAUSE_SHIFT)
-    error = zpci_refresh_trans(cpu, domain.aperture_start_pfn, domain.aperture_pages, True)
+    error = zpci_refresh_trans(cpu, domain.fh, domain.aperture_start_pfn, domain.aperture_pages, True)
     trace(cpu, EVENT_FLUSHED, 0)
     return error

@@ -190,7 +190,7 @@ def s390_dma_map(cpu: Any, domain: Any, zdev: Any, phys_pfn: int, pages: int, se
     if not is_mapped:
         _take_back_address(cpu, zdev, pfn, pages)
         return 0
-    error = refresh_mapped(cpu, pfn, pages) if domain.tlb_refresh else 0
+    error = refresh_mapped(cpu, domain, pfn, pages) if domain.tlb_refresh else 0
     if error and not (error == -ENOMEM and _make_room(cpu, domain, zdev)):
         s390_iommu_unmap_pages(cpu, domain, pfn, pages)
         _take_back_address(cpu, zdev, pfn, pages)

@@ -45,19 +45,20 @@ _libc.ptrace.restype = ctypes.c_long
 
 def locks_named(layout: Layout, name: str, slot: int) -> list[Any]:
     """The locks of that name which a process can take, those first that it takes most."""
-    segment, domain = layout.segment, layout.segment["domain"][0]
+    segment = layout.segment
+    number = int(segment["contexts"][slot].function)
+    domain = segment["domain"][number]
     iovad, cpus = domain.cookie.iovad, layout.cpus
     mine = slot if slot < cpus else 0
     if name == "iova_cpu_rcache.lock":
-        orders = range(IOVA_RANGE_CACHE_MAX_SIZE if "cpu_rcaches" in segment else 0)
-        return [segment["cpu_rcaches"][order * cpus + mine].lock for order in orders]
+        return [segment["cpu_rcaches"][order * cpus + mine].lock for order in _rcaches(layout, number)]
     if name == "iova_rcache.lock":
-        return [rcache.lock for rcache in segment["rcaches"]] if "rcaches" in segment else []
+        return [segment["rcaches"][order].lock for order in _rcaches(layout, number)]
     if name == "iova_fq.lock":
         cookie = domain.cookie
         if not cookie.fq_domain:
             return []
-        return [segment["rings"][mine % cookie.fq_rings].lock]
+        return [segment["rings"][layout.first_ring(number) + mine % cookie.fq_rings].lock]
     one = {
         "iova_rbtree_lock": iovad.iova_rbtree_lock,
         "iova_magazine_lock": iovad.magazine_lock,
@@ -65,6 +66,12 @@ def locks_named(layout: Layout, name: str, slot: int) -> list[Any]:
         "hypervisor.lock": segment["hypervisor"][0].lock,
     }
     return [one[name]]
+
+
+def _rcaches(layout: Layout, number: int) -> range:
+    """Indices of a function's caches of address ranges, one for each size."""
+    first = number * IOVA_RANGE_CACHE_MAX_SIZE
+    return range(first, first + (IOVA_RANGE_CACHE_MAX_SIZE if "rcaches" in layout.segment else 0))
 
 
 def send_holding(layout: Layout, slot: int, pid: int, name: str, number: int, chance: random.Random) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.functions import function_of
 from emu.hypervisor.state import hypervisor_t
 from emu.iommu.domain import DMA_IOMMU, iommu_domain
 from emu.iommu.flush_queue import FLUSH_UNDER_WAY, iova_fq
@@ -16,18 +17,20 @@ from emu.iommu.iova import (
     magazine_free_pfns,
 )
 from emu.iommu.repair import drop_given_back, repair_cpu_rcache, repair_depot, repair_tree
-from emu.machine.context import ROLE_HYPERVISOR, cpu_t
+from emu.machine.context import ROLE_HYPERVISOR, control_t, cpu_t
 from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_store_release
 from emu.native.clock import ticks
 from emu.native.compile import entry, slow
 from emu.native.futex import EVERYONE, futex_wake
 from emu.native.lock import is_held_by, orphan, spin_unlock, spinlock_t
 from emu.native.record import address_of, deref, element, pointer_to, struct
-from emu.native.timer import TIMER_ARMING, TIMER_IDLE, add_timer, timer_base_t, timer_t
+from emu.native.timer import TIMER_ARMING, TIMER_IDLE, add_timer
 from emu.oracle.findings import close_findings
 
 MOST_HELD = 8
 """Locks that one process holds at a time; there are never as many."""
+
+_NOT_ARMED = 1 << (1 + IOVA_RANGE_CACHE_MAX_SIZE)
 
 death_t = struct(
     tree="i4",
@@ -87,14 +90,20 @@ def _bury_queue(cookie: Any, owner: int, death: Any) -> None:
 
 
 @slow
-def _bury_hypervisor(hv: Any, domain: Any, dead: Any, death: Any) -> None:
+def _bury_hypervisor(hv: Any, domains: int, dead: Any, death: Any) -> None:
     if _finds(death, hv.lock, dead.owner):
         death.hypervisor += 1
     elif dead.role != ROLE_HYPERVISOR or hv.servers > 1:
         return
-    if hv.shadows:
-        # It may have counted a page that it had not entered yet, or the other way round.
-        hv.mapped = count_valid(address_of(hv, "shadow"), domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
+    if not hv.shadows:
+        return
+    # It may have counted a page that it had not entered yet, or the other way round.
+    mapped = 0
+    for number in range(hv.function_count):
+        function, s390 = function_of(hv, number), element(iommu_domain, domains, number).s390
+        function.mapped = count_valid(address_of(function, "shadow"), s390.aperture_start_pfn, s390.aperture_pages)
+        mapped += function.mapped
+    hv.mapped = mapped
 
 
 @entry
@@ -109,18 +118,21 @@ def bury(context: int, dead_context: int, death_address: int) -> int:
     cpu = deref(cpu_t, context)
     dead = deref(cpu_t, dead_context)
     death = deref(death_t, death_address)
-    domain = deref(iommu_domain, cpu.domain)
-    if domain.dma_ops == DMA_IOMMU:
-        _bury_allocator(domain.cookie.iovad, dead.owner, death)
-        _bury_queue(domain.cookie, dead.owner, death)
-    if _finds(death, domain.zdev.iommu_bitmap_lock, dead.owner):
-        death.bitmap += 1
-        # The machine stops for it, but until then others go on with bitmaps that may be half-written.
-        close_findings(cpu)
-    _bury_hypervisor(deref(hypervisor_t, cpu.hypervisor), domain, dead, death)
+    functions = deref(control_t, cpu.control).functions
+    for number in range(functions):
+        domain = element(iommu_domain, cpu.domain, number)
+        if domain.dma_ops == DMA_IOMMU:
+            _bury_allocator(domain.cookie.iovad, dead.owner, death)
+            _bury_queue(domain.cookie, dead.owner, death)
+        if _finds(death, domain.zdev.iommu_bitmap_lock, dead.owner):
+            death.bitmap += 1
+            # The machine stops for it, but until then others go on with bitmaps that may be half-written.
+            close_findings(cpu, functions)
+    _bury_hypervisor(deref(hypervisor_t, cpu.hypervisor), cpu.domain, dead, death)
     death.flush_step = dead.flush_step
     if dead.flush_step == FLUSH_UNDER_WAY:
-        fetch_add(domain.cookie, "fq_abandoned", 1 + dead.flush_for)
+        # Of the function it has worked for: it turns to another only between two flushes.
+        fetch_add(element(iommu_domain, cpu.domain, dead.function).cookie, "fq_abandoned", 1 + dead.flush_for)
     # Release: what was repaired is seen by whoever finds the owner dead, in lock.py's _is_dead().
     smp_store_release(element(int64_t, cpu.dead_generation, dead.slot), "value", dead.generation)
     for i in range(min(death.held, MOST_HELD)):
@@ -129,39 +141,46 @@ def bury(context: int, dead_context: int, death_address: int) -> int:
 
 
 @entry
-def tend_timers(context: int, arming: int) -> int:
-    """Look after timers that a dead process was about to arm, or to fire.
+def tend_timers(context: int, number: int, arming: int) -> int:
+    """Look after a function's timers that a dead process was about to arm, or to fire.
 
     Args:
         context: the supervisor's.
-        arming: what the last call returned, some time ago.
+        number: of the function.
+        arming: what the last call for it returned, some time ago.
 
     Returns:
         Bits of the timers that somebody is about to arm; the last bit says that the flush timer is on but not armed.
     """
     cpu = deref(cpu_t, context)
-    base = deref(timer_base_t, cpu.timers)
-    cookie = deref(iommu_domain, cpu.domain).cookie
-    seen = 0
-    for i in range(base.count):
-        timer = deref(timer_t, element(int64_t, base.timers, i).value)
-        if read_once(timer, "state") == TIMER_ARMING:
-            if arming & 1 << i:
-                smp_store_release(timer, "state", TIMER_IDLE)
-            else:
-                seen |= 1 << i
+    cookie = element(iommu_domain, cpu.domain, number).cookie
+    seen = _tend_timer(cookie.fq_timer, arming, 0)
+    if cookie.iovad.rcaches:
+        for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+            seen |= _tend_timer(element(iova_rcache, cookie.iovad.rcaches, order).work, arming, 1 + order)
     if cookie.fq_domain and cookie.fq_timer.state == TIMER_IDLE and read_once(cookie.fq_timer_on, "counter"):
-        if arming & 1 << base.count:
+        if arming & _NOT_ARMED:
             add_timer(cpu, cookie.fq_timer, cookie.fq_timeout_ns)
         else:
-            seen |= 1 << base.count
+            seen |= _NOT_ARMED
     return seen
 
 
+@slow
+def _tend_timer(timer: Any, arming: int, place: int) -> int:
+    """Free a timer that somebody has been about to arm since the last look; else returns its bit, if it is now."""
+    if read_once(timer, "state") != TIMER_ARMING:
+        return 0
+    if not arming & 1 << place:
+        return 1 << place
+    smp_store_release(timer, "state", TIMER_IDLE)
+    return 0
+
+
 @entry
-def count_abandoned(context: int, flushes: int) -> int:
-    """Leave flushes that were begun by the dead to the next one that starts."""
-    fetch_add(deref(iommu_domain, deref(cpu_t, context).domain).cookie, "fq_abandoned", flushes)
+def count_abandoned(context: int, number: int, flushes: int) -> int:
+    """Leave flushes of a function that were begun by the dead to the next one that starts."""
+    fetch_add(element(iommu_domain, deref(cpu_t, context).domain, number).cookie, "fq_abandoned", flushes)
     return 0
 
 
@@ -176,11 +195,11 @@ def post_for_the_dead(context: int, position: int, word: int) -> int:
 
 
 @entry
-def give_back_orphan(context: int, magazine: int) -> int:
-    """Give what is in a magazine that the dead had in hand back to the tree; all others have ended."""
+def give_back_orphan(context: int, number: int, magazine: int) -> int:
+    """Give what is in a function's magazine that the dead had in hand back to the tree; all others have ended."""
     cpu = deref(cpu_t, context)
     drop_given_back(magazine)
-    magazine_free_pfns(cpu, deref(iommu_domain, cpu.domain).cookie.iovad, magazine)
+    magazine_free_pfns(cpu, element(iommu_domain, cpu.domain, number).cookie.iovad, magazine)
     return deref(iova_magazine, magazine).count
 
 

@@ -32,10 +32,12 @@ control_t = struct(
     cpus_retired="i8",
     timer_retired="i8",
     offline="i8",
+    functions="i8",
 )
 """What the supervisor tells the others: `go` starts them together, `stop` ends the load or, when it is UNBOUND, holds
 CPUs and timer still (for the `unbinds`-th time), `abort` ends waiting for anybody who may be dead; the timer ends when
-the CPUs have retired, the hypervisor when the timer has; `offline`: how many CPUs have died."""
+the CPUs have retired, the hypervisor when the timer has; `offline`: how many CPUs have died; `functions`: how many
+PCI functions there are, whose domains and groups lie one behind the other."""
 
 slot_t = struct(state="i4", pages="i4", pfn="i8")
 """Where a mapping is between its map and its unmap, which may be on another CPU."""
@@ -53,6 +55,7 @@ _fields = {
     "control": "i8",
     "abort": "i8",
     "retired": "i8",
+    "function": "i8",
     "domain": "i8",
     "group": "i8",
     "hypervisor": "i8",
@@ -60,6 +63,7 @@ _fields = {
     "server": "i8",
     "timers": "i8",
     "findings": "i8",
+    "ledgers": "i8",
     "dma_device": "i8",
     "events": "i8",
     "records": "i8",
@@ -69,6 +73,7 @@ _fields = {
     "map_histogram": "i8",
     "unmap_histogram": "i8",
     "exposure_histogram": "i8",
+    "flush_histogram": "i8",
     "slots": "i8",
     "segments": "i8",
     "ops": "i8",
@@ -113,11 +118,14 @@ def context_type(first: str, mark: str = "unmarked") -> np.dtype[np.void]:
 cpu_t = context_type("native")
 """The context that every compiled function is passed as `cpu`, one for each process or thread of the machine.
 
-`id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes; `ops_done` and
-`pairs_done` say where in its program it is, `rests` at which unbinding it holds still, `flush_step` where in a flush of
-the queue it is, and `flush_for` how many others' flushes that one stands for. `events` is its ring, or 0; `records`:
-every operation and request goes there too; `stages` as in emu.iommu.stages. The first
-field's name sets the type apart from other engines' contexts. All addresses point into the segment."""
+`id` is the emulated CPU it acts as (smp_processor_id), `slot` its own place in the tables of processes; `function`: the
+number of the PCI function that it works for, always the same for CPUs and devices; `domain`, `group`: of that function,
+for other processes the first of all; `findings`: one for each function; `ledgers`: likewise, as in emu.machine.ledger,
+of the timer and the supervisor; `ops_done` and `pairs_done` say where in its program it is, `rests` at which unbinding
+it holds still, `flush_step` where in a flush of the queue it is, and `flush_for` how many others' flushes that one
+stands for. `events` is its ring, or 0; `records`: every operation and request goes there too; `stages` as in
+emu.iommu.stages. The first field's name sets the type apart from other engines' contexts. All addresses point into the
+segment."""
 
 virtual_cpu_t = context_type("virtual")
 """The same for a machine on virtual clocks; the first field is the address of its fiber. Python reads both as cpu_t."""

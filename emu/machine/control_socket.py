@@ -42,12 +42,14 @@ class Request:
         name, value: the file and what is written to it.
         origin: who asks: "timeline" or "socket".
         answer: told the kernel's errno and reason, both None when it is done.
+        function: of which function, where there are several; None for any other request.
     """
 
     name: str
     value: str
     origin: str
     answer: Callable[[str | None, str | None], None] = lambda _errno, _reason: None
+    function: int | None = None
 
 
 class ControlSocket:

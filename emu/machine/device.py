@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.functions import function_of
 from emu.hypervisor.iotlb import iotlb_t, translate
 from emu.hypervisor.state import hypervisor_t
 from emu.iommu.domain import DMA_DIRECT, iommu_domain
@@ -48,6 +49,7 @@ device_t = struct(
     random="i8",
     late="i8",
     burst_ns="i8",
+    first_slot="i8",
     slots="i8",
     iotlb="i8",
     oracle="i8",
@@ -57,7 +59,7 @@ device_t = struct(
 """What one device did. `live`: reached what was mapped; `faults`: were refused; `unmapping`: reached a page whose unmap
 had not returned; `stale`: reached one whose unmap had, before the flush that ends it, `stale_to_others` those of them
 whose page was another mapping's by then; `undecided`: the page changed hands during the access. `late`: how many of
-LATE_SCALE accesses go to remembered addresses."""
+LATE_SCALE accesses go to remembered addresses; `first_slot`, `slots`: those of its function's load."""
 
 
 @jit
@@ -77,7 +79,7 @@ def _target(cpu: Any, device: Any) -> int:
     remembered = address_of(device, "remembered")
     if _draw(device, LATE_SCALE) < device.late:
         return element(int64_t, remembered, _draw(device, REMEMBERED)).value
-    slot = element(slot_t, cpu.slots, _draw(device, device.slots))
+    slot = element(slot_t, cpu.slots, device.first_slot + _draw(device, device.slots))
     # Acquire: pairs with the exchange in _hand_over(), before which a CPU writes what it has mapped.
     if (smp_load_acquire(slot, "state") & SLOT_STATE) != SLOT_MAPPED:
         return 0
@@ -89,9 +91,9 @@ def _target(cpu: Any, device: Any) -> int:
 
 @jit
 def _mapping_behind(cpu: Any, device: Any, pte: int) -> int:
-    """Number of the slot whose memory is behind an entry, or -1 where that is not mapped by any."""
+    """Number of the slot whose memory is behind an entry, or -1 where that is not mapped by any of its function."""
     number = (pte >> PAGE_SHIFT >> PHYS_SHIFT) - 1
-    if not 0 <= number < device.slots:
+    if not device.first_slot <= number < device.first_slot + device.slots:
         return -1
     # Acquire: pairs with the exchange in _hand_over(); the owner writes `pfn` before and after it.
     state = smp_load_acquire(element(slot_t, cpu.slots, number), "state")
@@ -117,7 +119,7 @@ def _is_anothers(cpu: Any, device: Any, pfn: int, pte: int) -> bool:
 
 
 @jit
-def dma_access(cpu: Any, device: Any, hv: Any, domain: Any, pfn: int) -> None:
+def dma_access(cpu: Any, device: Any, hv: Any, function: Any, domain: Any, pfn: int) -> None:
     """One access to a page, and what it was."""
     oracle = deref(oracle_t, device.oracle)
     if not oracle.start_pfn <= pfn < oracle.start_pfn + oracle.pages:
@@ -128,7 +130,7 @@ def dma_access(cpu: Any, device: Any, hv: Any, domain: Any, pfn: int) -> None:
     finished = smp_load_acquire(oracle, "finished")
     # Acquire: of a page that is seen free nothing is found below. Pairs with smp_wmb() in check_given_back().
     word = smp_load_acquire(page, "value")
-    pte = translate(hv, deref(iotlb_t, device.iotlb), pfn)
+    pte = translate(hv, function, deref(iotlb_t, device.iotlb), pfn)
     # Entries are read with acquire, so the word is read again after them.
     guest = iova_to_phys(domain.s390.pgtable, pfn)
     # Before the word is read again: where it has not changed, neither had the unmap returned that was seen here. Its
@@ -163,17 +165,18 @@ def live_as_device(cpu: Any) -> None:
     device = deref(device_t, cpu.dma_device)
     domain = deref(iommu_domain, cpu.domain)
     hv = deref(hypervisor_t, cpu.hypervisor)
+    function = function_of(hv, cpu.function)
     control = deref(control_t, cpu.control)
     if wait_for_go(cpu):
         while read_once(control, "stop") != STOP:
             rest_while_unbound(cpu)
             begin_operation(cpu)
             # Without translation everything is always reached, and a function in error does no DMA.
-            if domain.dma_ops != DMA_DIRECT and not hv.device_in_error:
+            if device.slots and domain.dma_ops != DMA_DIRECT and not function.device_in_error:
                 for _ in range(BURST):
                     pfn = _target(cpu, device)
                     if pfn:
-                        dma_access(cpu, device, hv, domain, pfn)
+                        dma_access(cpu, device, hv, function, domain, pfn)
             spend_until(cpu, now_ns(cpu) + device.burst_ns)
     cpu.finished = 1
 

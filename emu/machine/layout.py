@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu.config import Config, DomainType, cores
+from emu.hypervisor.functions import function_handle
 from emu.hypervisor.iotlb import iotlb_t
-from emu.hypervisor.state import arm_smmu_cmdq, hypervisor_t, request_t, server_t, smmu_cmd
-from emu.iommu.domain import DOMAIN_TYPES, FQ_DEFAULTS, PERCPU_FQ, S390_TYPES, iommu_domain
+from emu.hypervisor.state import arm_smmu_cmdq, function_t, hypervisor_t, request_t, server_t, smmu_cmd
+from emu.iommu.domain import PERCPU_FQ, iommu_domain
 from emu.iommu.flush_queue import iova_fq, iova_fq_entry
 from emu.iommu.group import BUGS, iommu_group
 from emu.iommu.io_pgtable import (
@@ -20,9 +21,10 @@ from emu.iommu.io_pgtable import (
     ZPCI_PT_BITS,
     ZPCI_PT_SIZE,
     ZPCI_TABLE_BITS,
+    ZPCI_TABLE_ENTRIES,
     ZPCI_TABLE_SIZE,
 )
-from emu.iommu.iova import IOVA_MAG_SIZE, IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
+from emu.iommu.iova import IOVA_RANGE_CACHE_MAX_SIZE, iova_cpu_rcache, iova_magazine, iova_rcache, iova_t
 from emu.iommu.recorded import recorded_flush_t
 from emu.iommu.s390_iommu import PCI_FUNC_TYPE_ISM
 from emu.iommu.stages import STAGES
@@ -38,6 +40,8 @@ from emu.machine.context import (
     slot_t,
 )
 from emu.machine.device import BURST, LATE_SCALE, device_t
+from emu.machine.functions import Function, functions_of
+from emu.machine.ledger import ledger_t
 from emu.machine.lifecycle import teardown_t
 from emu.machine.lock_names import lock_id
 from emu.machine.policy import Policy
@@ -59,26 +63,10 @@ LOG_EVENTS_PER_CPU = 1 << 13
 VIRTUAL_EVENTS_PER_CPU = 1 << 13
 """Slots of a ring: with every operation, with what is noted always, and on virtual clocks, where nobody records while a
 ring is emptied, and thousands of rings are not too much."""
-HISTOGRAMS = ("map", "unmap", "exposure", "wait", "schedule")
+HISTOGRAMS = ("map", "unmap", "exposure", "flush", "wait", "schedule")
 _UNLIMITED = 1 << 62
-_ROOM_FOR_LOST_RANGES = 1 << 18
-_UNASKED_RINGS_BYTES = 64 << 20
-"""What may be set aside at most for a queue that nobody has spoken of, but might ask for while the load runs."""
 _POLL_NS = 20_000
 _GUEST_SPINS = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Queue:
-    """A kind of queue that the domain may have: how many rings of how many entries."""
-
-    rings: int
-    size: int
-    timeout_ms: float
-
-    @property
-    def entries(self) -> int:
-        return self.rings * self.size
 
 
 def _whole_lines(state: Any) -> int:
@@ -91,8 +79,9 @@ class Layout:
 
     Attributes:
         segment: holds everything below under the name of the array. cpus: emulated CPUs; contexts 0 to cpus - 1 are
-        theirs, then come the timer's, the servers', the devices' and the supervisor's. fq_size: entries of a ring of
-        the domain as it begins; 0 where there is no queue. is_ism: what does DMA is an ISM device.
+        theirs, then come the timer's, the servers', the devices' and the supervisor's. functions: the PCI functions,
+        whose parts of an array lie one behind the other. type, fq_size: of the first one's domain as it begins, and the
+        entries of a ring of it; 0 where there is no queue.
         folder: of the run, which the segment names to those who look for it; None where there is none.
         policy: what the queue does otherwise than Linux's, or None.
     """
@@ -110,7 +99,6 @@ class Layout:
         self.config = config
         self.policy = policy
         self.workload = workload
-        self.type = DOMAIN_TYPES[domain_type]
         self.cpus = len(workload.programs)
         self.servers = config.servers
         self.timer = self.cpus
@@ -119,11 +107,13 @@ class Layout:
         self.devices = config.machine.devices
         self.supervisor = self.first_device + self.devices
         self.contexts = self.supervisor + 1
-        self.is_ism = config.device == "ism"
-        self._queues = {kind: queue for kind in FQ_DEFAULTS if (queue := self._queue_of(kind))}
-        self.fq_size = self._queues[self.type].size if self.type in self._queues else 0
+        percpu_rings = policy.rings_for(self.cpus) if policy else self.cpus
+        self.functions = functions_of(config, domain_type, workload, percpu_rings)
+        self.type = self.functions[0].type
+        queues = self.functions[0].queues
+        self.fq_size = queues[self.type].size if self.type in queues else 0
         self.aperture_start_pfn = config.domain.aperture_start >> PAGE_SHIFT
-        self.aperture_pages = config.domain.aperture_mb << (20 - PAGE_SHIFT)
+        self.aperture_pages = config.domain.aperture_pages
         self.is_virtual = config.machine.engine == "sim"
         small = [fault.factor for fault in config.machine.parsed_faults if fault.kind == "small-event-ring"]
         real = EVENTS_PER_CPU if config.machine.record else LOG_EVENTS_PER_CPU
@@ -149,6 +139,7 @@ class Layout:
             "workload": self.workload.name,
             "cpus": self.cpus,
             "servers": self.servers,
+            "first_rings": [self.first_ring(function.number) for function in self.functions],
             "names": [self.name_of(slot) for slot in range(self.supervisor)],
             "seconds": self.load_seconds,
             "config": self.config.model_dump(mode="json"),
@@ -156,49 +147,21 @@ class Layout:
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
-    def _queue_of(self, kind: int) -> _Queue | None:
-        """The queue of a lazy type, if there is to be memory for it: once the machine runs, none can be had."""
-        if self.type in S390_TYPES or self.is_ism:
-            return None
-        options = self.config.domain
-        default_size, default_timeout_ms = FQ_DEFAULTS[kind]
-        rings = 1
-        if kind == PERCPU_FQ:
-            rings = self.policy.rings_for(self.cpus) if self.policy else self.cpus
-        queue = _Queue(rings, options.fq_size or default_size, options.fq_timeout_ms or default_timeout_ms)
-        ring_bytes = queue.entries * iova_fq_entry.itemsize
-        named = [self.type, *(DOMAIN_TYPES[action.type] for action in self.config.machine.timeline if action.type)]
-        most_bytes = options.fq_memory_mb << 20
-        return queue if ring_bytes <= (most_bytes if kind in named else min(most_bytes, _UNASKED_RINGS_BYTES)) else None
-
-    def _rings(self) -> int:
-        """Most rings that any of the queues has; there is one queue at a time."""
-        return max((queue.rings for queue in self._queues.values()), default=0)
-
-    def _ring_entries(self) -> int:
-        return max((queue.entries for queue in self._queues.values()), default=0)
-
-    def _iova_ranges(self) -> int:
-        """Ranges that can be allocated at once: live, queued, in caches, and room for what overruns lose."""
-        if self.config.domain.iova_ranges:
-            return self.config.domain.iova_ranges + len(self.config.domain.reserved)
-        cached = self.cpus * IOVA_RANGE_CACHE_MAX_SIZE * 2 * IOVA_MAG_SIZE
-        wanted = self.workload.slots + self._ring_entries() + cached
-        return min(self.aperture_pages, wanted + wanted // 2 + _ROOM_FOR_LOST_RANGES) + len(self.config.domain.reserved)
-
     def _plan(self) -> SegmentPlan:
-        plan = SegmentPlan()
+        plan, functions = SegmentPlan(), len(self.functions)
         plan.add("control", control_t, 1)
         plan.add("contexts", cpu_t, self.contexts)
         plan.add("dead_generation", np.int64, self.contexts)
-        plan.add("group", iommu_group, 1)
-        plan.add("domain", iommu_domain, 1)
+        plan.add("group", iommu_group, functions)
+        plan.add("domain", iommu_domain, functions)
         plan.add("timer_base", timer_base_t, 1)
-        plan.add("timers", np.int64, 1 + IOVA_RANGE_CACHE_MAX_SIZE)
-        plan.add("teardown", teardown_t, 1)
-        plan.add("findings", findings_t, self.contexts)
-        # On virtual clocks one writes at a time, and all can write to the same.
-        self.histograms = 1 if self.is_virtual else self.contexts
+        plan.add("timers", np.int64, self.functions.total(lambda function: function.timers))
+        plan.add("teardown", teardown_t, functions)
+        plan.add("findings", findings_t, self.contexts * functions)
+        plan.add("ledgers", ledger_t, 2 * functions)
+        # On virtual clocks one writes at a time, and all can write to the same; others have their own, and the timer
+        # one for each function.
+        self.histograms = functions if self.is_virtual else self.contexts + functions - 1
         for name in HISTOGRAMS:
             plan.add(f"{name}_histogram", np.int64, self.histograms * BUCKETS)
         if self.is_virtual:
@@ -209,34 +172,37 @@ class Layout:
             plan.add("lines", np.int64, 2 * LINES_REMEMBERED)
         self._plan_hypervisor(plan)
         self._plan_load(plan)
-        if self.type in S390_TYPES:
+        if any(function.is_legacy for function in self.functions):
             self._plan_legacy(plan)
-        else:
+        if not all(function.is_legacy for function in self.functions):
             self._plan_allocator(plan)
-        if self._queues:
-            plan.add("rings", iova_fq, self._rings())
-            plan.add("ring_entries", iova_fq_entry, self._ring_entries())
+        if any(function.queues for function in self.functions):
+            plan.add("rings", iova_fq, self.functions.total(lambda function: function.rings))
+            plan.add("ring_entries", iova_fq_entry, self.functions.total(lambda function: function.ring_entries))
             if self.policy:
                 self._plan_policy(plan, self.policy)
         if self.config.machine.check:
-            plan.add("oracle", oracle_t, 1)
-            plan.add("oracle_words", np.int64, self.aperture_pages)
-            plan.add("own_flushes", own_flush_t, self.contexts)
+            plan.add("oracle", oracle_t, functions)
+            plan.add("oracle_words", np.int64, functions * self.aperture_pages)
+            plan.add("own_flushes", own_flush_t, functions * self.contexts)
         if self.devices:
             plan.add("devices", device_t, self.devices)
             plan.add("iotlbs", iotlb_t, self.devices)
         return plan
 
     def _plan_policy(self, plan: SegmentPlan, policy: Policy) -> None:
-        """What it keeps: of each ring and of all together, in cache lines of their own."""
+        """What it keeps: of each ring, and of all of a queue together, in cache lines of their own."""
         if policy.ring_state is not None:
-            plan.add("policy_of_rings", np.uint8, self._rings() * _whole_lines(policy.ring_state), CACHE_LINE)
+            rings = self.functions.total(lambda function: function.rings)
+            plan.add("policy_of_rings", np.uint8, rings * _whole_lines(policy.ring_state), CACHE_LINE)
         if policy.shared_state is not None:
-            plan.add("policy_of_all", np.uint8, _whole_lines(policy.shared_state), CACHE_LINE)
+            plan.add("policy_of_all", np.uint8, len(self.functions) * _whole_lines(policy.shared_state), CACHE_LINE)
 
     def _plan_hypervisor(self, plan: SegmentPlan) -> None:
         self.ring_size = 1 << (4 * self.contexts).bit_length()
+        functions = len(self.functions)
         plan.add("hypervisor", hypervisor_t, 1)
+        plan.add("functions", function_t, functions)
         plan.add("requests", request_t, self.contexts)
         plan.add("request_ring", np.int64, self.ring_size)
         plan.add("servers", server_t, self.contexts)
@@ -252,11 +218,16 @@ class Layout:
         for name in ("guest", "shadow"):
             if name == "shadow" and not self.config.hypervisor.shadows:
                 continue
-            plan.add(f"{name}_region_table", np.int64, ZPCI_TABLE_SIZE // 8, ZPCI_TABLE_SIZE)
-            plan.add(f"{name}_segment_tables", np.uint8, self.segment_tables * ZPCI_TABLE_SIZE, ZPCI_TABLE_SIZE)
-            plan.add(f"{name}_page_tables", np.uint8, self.page_tables * ZPCI_PT_SIZE, ZPCI_PT_SIZE)
+            segment_bytes, page_bytes = self._table_bytes()
+            plan.add(f"{name}_region_table", np.int64, functions * ZPCI_TABLE_ENTRIES, ZPCI_TABLE_SIZE)
+            plan.add(f"{name}_segment_tables", np.uint8, functions * segment_bytes, ZPCI_TABLE_SIZE)
+            plan.add(f"{name}_page_tables", np.uint8, functions * page_bytes, ZPCI_PT_SIZE)
         if not self.config.hypervisor.shadows:
-            plan.add("shadow_region_table", np.int64, ZPCI_TABLE_SIZE // 8, ZPCI_TABLE_SIZE)
+            plan.add("shadow_region_table", np.int64, functions * ZPCI_TABLE_ENTRIES, ZPCI_TABLE_SIZE)
+
+    def _table_bytes(self) -> tuple[int, int]:
+        """Of the segment tables and of the page tables of one function."""
+        return self.segment_tables * ZPCI_TABLE_SIZE, self.page_tables * ZPCI_PT_SIZE
 
     def _plan_load(self, plan: SegmentPlan) -> None:
         plan.add("slots", slot_t, self.workload.slots)
@@ -273,30 +244,35 @@ class Layout:
             plan.add("stages", np.int64, self.cpus * 2 * STAGES)
 
     def _plan_legacy(self, plan: SegmentPlan) -> None:
-        plan.add("iommu_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
-        plan.add("lazy_bitmap", np.uint8, bitmap_bytes(self.aperture_pages))
-        plan.add("unmapped_at", np.int64, self.aperture_pages)
+        functions = len(self.functions)
+        plan.add("iommu_bitmap", np.uint8, functions * bitmap_bytes(self.aperture_pages))
+        plan.add("lazy_bitmap", np.uint8, functions * bitmap_bytes(self.aperture_pages))
+        plan.add("unmapped_at", np.int64, functions * self.aperture_pages)
 
     def _plan_allocator(self, plan: SegmentPlan) -> None:
-        self.ranges = self._iova_ranges()
-        self.magazines = 2 * IOVA_RANGE_CACHE_MAX_SIZE * self.cpus + self.ranges // IOVA_MAG_SIZE + 64
-        plan.add("iova_ranges", iova_t, self.ranges)
-        plan.add("magazines", iova_magazine, self.magazines)
-        plan.add("rcaches", iova_rcache, IOVA_RANGE_CACHE_MAX_SIZE)
-        plan.add("cpu_rcaches", iova_cpu_rcache, IOVA_RANGE_CACHE_MAX_SIZE * self.cpus)
+        total = self.functions.total
+        plan.add("iova_ranges", iova_t, total(lambda function: function.ranges))
+        plan.add("magazines", iova_magazine, total(lambda function: function.magazines))
+        plan.add("rcaches", iova_rcache, len(self.functions) * IOVA_RANGE_CACHE_MAX_SIZE)
+        plan.add("cpu_rcaches", iova_cpu_rcache, len(self.functions) * IOVA_RANGE_CACHE_MAX_SIZE * self.cpus)
         plan.add("reserved", np.int64, 2 * len(self.config.domain.reserved) + 1)
 
     # --- filling ----------------------------------------------------------------------------------------------------
 
     def _fill(self, *, real_time: bool) -> None:
-        self._fill_domain()
+        self.segment["control"][0].functions = len(self.functions)
         self._fill_hypervisor()
-        if self.type not in S390_TYPES:
-            self._fill_allocator()
-        if self.config.machine.check:
-            self._fill_oracle()
-        if self.devices:
-            self._fill_devices()
+        for function in self.functions:
+            self._fill_domain(function)
+            self._fill_function(function)
+            if not function.is_legacy:
+                self._fill_allocator(function)
+            if self.config.machine.check:
+                self._fill_oracle(function)
+            if function.devices:
+                self._fill_devices(function)
+        if self.policy:
+            self._fill_policy(self.policy)
         self._fill_timers()
         self._fill_load()
         for slot in range(self.contexts):
@@ -309,80 +285,95 @@ class Layout:
         if self.workload.recorded:
             self._fill_recorded(self.workload.recorded)
 
-    def _fill_domain(self) -> None:
-        at, domain, options = self.segment.address, self.segment["domain"][0], self.config.domain
-        domain.wanted_type = self.type
+    def _fill_domain(self, function: Function) -> None:
+        at, number, options = self.segment.address, function.number, self.config.domain
+        domain = self.segment["domain"][number]
+        domain.wanted_type = function.type
         domain.dma_limit_pfn = self._dma_limit_pfn()
         domain.pci_32bit_workaround = 1
         domain.s390.aperture_start_pfn = self.aperture_start_pfn
         domain.s390.aperture_pages = self.aperture_pages
         domain.s390.tlb_refresh = self.config.hypervisor.shadows
-        domain.s390.pft = PCI_FUNC_TYPE_ISM if self.is_ism else 0
-        self._fill_table(domain.s390.pgtable, "guest")
-        group = self.segment["group"][0]
-        group.default_domain = at("domain")
+        domain.s390.pft = PCI_FUNC_TYPE_ISM if function.is_ism else 0
+        domain.s390.fh = function_handle(number)
+        self._fill_table(domain.s390.pgtable, "guest", number)
+        group = self.segment["group"][number]
+        group.default_domain = at("domain", number)
         group.bugs = sum({BUGS[name] for name in options.bugs if name in BUGS})
         cookie = domain.cookie
         cookie.num_possible_cpus = self.cpus
         cookie.wait_on_overrun = options.on_overrun == "wait"
-        if self._queues and "fq-alloc" not in self.config.machine.faults:
-            domain.rings = at("rings")
-            domain.ring_entries = at("ring_entries")
-        for kind, queue in self._queues.items():
+        if function.queues and "fq-alloc" not in self.config.machine.faults:
+            domain.rings = at("rings", self.first_ring(number))
+            domain.ring_entries = at("ring_entries", self.functions.first(number, lambda other: other.ring_entries))
+        for kind, queue in function.queues.items():
             fq_options = domain.percpu_options if kind == PERCPU_FQ else domain.single_options
             fq_options.rings = queue.rings
             fq_options.fq_size = queue.size
             fq_options.fq_timeout_ns = round(queue.timeout_ms * 1e6)
-        if "policy_of_all" in self.segment:
-            cookie.policy = at("policy_of_all")
-        if "policy_of_rings" in self.segment and self.policy:
-            rings = self.segment["rings"]
-            rings["policy"] = at("policy_of_rings") + _whole_lines(self.policy.ring_state) * np.arange(len(rings))
-        if self.type in S390_TYPES:
+        if function.is_legacy:
             zdev = domain.zdev
             # Page 0 is never handed out, as 0 says that a map failed.
             zdev.start_pfn = max(self.aperture_start_pfn, 1)
             last_pfn = min(self._dma_limit_pfn(), self.aperture_start_pfn + self.aperture_pages - 1)
             zdev.iommu_pages = last_pfn - zdev.start_pfn + 1
-            zdev.iommu_bitmap = at("iommu_bitmap")
-            zdev.lazy_bitmap = at("lazy_bitmap")
-            zdev.unmapped_at = at("unmapped_at")
+            zdev.iommu_bitmap = at("iommu_bitmap", number * bitmap_bytes(self.aperture_pages))
+            zdev.lazy_bitmap = at("lazy_bitmap", number * bitmap_bytes(self.aperture_pages))
+            zdev.unmapped_at = at("unmapped_at", number * self.aperture_pages)
             zdev.reuses_unflushed = "reuse-unflushed" in options.bugs
 
-    def _fill_oracle(self) -> None:
-        at, oracle = self.segment.address, self.segment["oracle"][0]
-        domain, hv = self.segment["domain"][0], self.segment["hypervisor"][0]
+    def _fill_policy(self, policy: Policy) -> None:
+        at = self.segment.address
+        if "policy_of_all" in self.segment:
+            for number, domain in enumerate(self.segment["domain"]):
+                domain.cookie.policy = at("policy_of_all", number * _whole_lines(policy.shared_state))
+        if "policy_of_rings" in self.segment:
+            rings = self.segment["rings"]
+            rings["policy"] = at("policy_of_rings") + _whole_lines(policy.ring_state) * np.arange(len(rings))
+
+    def first_ring(self, number: int) -> int:
+        """Index of the first ring of a function's queue."""
+        return self.functions.first(number, lambda function: function.rings)
+
+    def _fill_oracle(self, function: Function) -> None:
+        at, number = self.segment.address, function.number
+        oracle, domain, known = (self.segment[name][number] for name in ("oracle", "domain", "functions"))
         oracle.start_pfn = self.aperture_start_pfn
         oracle.pages = self.aperture_pages
-        oracle.words = at("oracle_words")
-        oracle.own_flushes = at("own_flushes")
-        oracle.guest_table = hv.guest_table
-        oracle.shadow_table = pointer_to(hv.shadow) if hv.shadows else 0
-        domain.s390.oracle = hv.oracle = at("oracle")
-        domain.zdev.oracle = domain.cookie.iovad.oracle = at("oracle")
+        oracle.words = at("oracle_words", number * self.aperture_pages)
+        oracle.own_flushes = at("own_flushes", number * self.contexts)
+        oracle.guest_table = known.guest_table
+        oracle.shadow_table = pointer_to(known.shadow) if self.config.hypervisor.shadows else 0
+        domain.s390.oracle = known.oracle = at("oracle", number)
+        domain.zdev.oracle = domain.cookie.iovad.oracle = at("oracle", number)
 
-    def _fill_devices(self) -> None:
-        at, machine, hv = self.segment.address, self.config.machine, self.segment["hypervisor"][0]
-        hv.devices = self.devices
-        hv.iotlbs = at("iotlbs")
-        for number, device in enumerate(self.segment["devices"]):
+    def _fill_devices(self, function: Function) -> None:
+        """Devices are dealt to the functions one by one; the IOTLBs of a function lie together."""
+        at, machine, known = self.segment.address, self.config.machine, self.segment["functions"][function.number]
+        first = self.functions.first(function.number, lambda other: other.devices)
+        known.devices = function.devices
+        known.iotlbs = at("iotlbs", first)
+        for place, number in enumerate(range(function.number, self.devices, len(self.functions))):
+            device = self.segment["devices"][number]
             device.random = 1 + (machine.seed * 64 + number) * 2654435761 % 0xFFFFFFFE
             device.late = round(machine.late_share * LATE_SCALE)
             device.burst_ns = round(machine.dma_ns * BURST)
-            device.slots = self.workload.slots
-            device.iotlb = at("iotlbs", number)
-            device.oracle = at("oracle")
+            device.first_slot = function.first_slot
+            device.slots = function.slots
+            device.iotlb = at("iotlbs", first + place)
+            device.oracle = at("oracle", function.number)
 
     def _dma_limit_pfn(self) -> int:
         reach = (1 << self.config.domain.dma_bits) - 1 >> PAGE_SHIFT
         return min(reach, self.aperture_start_pfn + self.aperture_pages - 1)
 
-    def _fill_table(self, table: Any, name: str) -> None:
+    def _fill_table(self, table: Any, name: str, number: int) -> None:
         at = self.segment.address
-        table.region_table = at(f"{name}_region_table")
+        table.region_table = at(f"{name}_region_table", number * ZPCI_TABLE_ENTRIES)
         if name == "guest" or self.config.hypervisor.shadows:
-            table.segment_tables = at(f"{name}_segment_tables")
-            table.page_tables = at(f"{name}_page_tables")
+            segment_bytes, page_bytes = self._table_bytes()
+            table.segment_tables = at(f"{name}_segment_tables", number * segment_bytes)
+            table.page_tables = at(f"{name}_page_tables", number * page_bytes)
             table.segment_tables_max = self.segment_tables
             table.page_tables_max = self.page_tables
 
@@ -395,7 +386,6 @@ class Layout:
         hv.shadows = model.shadows
         hv.mapping_limit = model.mapping_limit or _UNLIMITED
         hv.queue_limit = model.queue_limit
-        hv.is_ism = self.is_ism
         hv.is_inline = model.service == "inline"
         hv.servers = self.servers
         hv.poll_ns = _POLL_NS if self.spare_cores > 0 else 0
@@ -409,34 +399,64 @@ class Layout:
             cmdq.entries = model.cmdq_entries
             cmdq.is_patched = model.cmdq_patched
             cmdq.cmds, cmdq.valid_map = at("cmds"), at("valid_map")
-        hv.guest_table = at("domain") + iommu_domain.fields["s390"][1]  # type: ignore[index]
-        self._fill_table(hv.shadow, "shadow")
+        hv.functions = at("functions")
+        hv.function_count = len(self.functions)
         for slot in range(self.contexts):
             server = self.segment["servers"][slot]
             server.wait_histogram = self._histogram("wait", slot)
             server.schedule_histogram = self._histogram("schedule", slot)
 
-    def _histogram(self, name: str, slot: int) -> int:
-        return self.segment.address(f"{name}_histogram", slot % self.histograms * BUCKETS)
+    def _fill_function(self, function: Function) -> None:
+        """What the hypervisor knows of it."""
+        known, at = self.segment["functions"][function.number], self.segment.address
+        known.is_ism = function.is_ism
+        known.guest_table = at("domain", function.number) + iommu_domain.fields["s390"][1]  # type: ignore[index]
+        self._fill_table(known.shadow, "shadow", function.number)
 
-    def _fill_allocator(self) -> None:
-        at, iovad = self.segment.address, self.segment["domain"][0].cookie.iovad
-        ranges = self.segment["iova_ranges"]
-        ranges["node"]["next"][:-1] = at("iova_ranges") + iova_t.itemsize * np.arange(1, self.ranges)
-        iovad.free_nodes = at("iova_ranges")
-        magazines = self.segment["magazines"]
-        magazines["next"][:-1] = at("magazines") + iova_magazine.itemsize * np.arange(1, self.magazines)
-        iovad.free_magazines = at("magazines")
+    def _histogram(self, name: str, slot: int, number: int | None = None) -> int:
+        """Address of a process's histogram; of a `number`, what it notes for that function, as the timer does."""
+        row = self._histogram_row(slot, self.function_of(slot) if number is None else number)
+        return self.segment.address(f"{name}_histogram", row * BUCKETS)
+
+    def _histogram_row(self, slot: int, number: int) -> int:
+        if self.is_virtual:
+            return number
+        return slot if slot != self.timer or number == 0 else self.contexts + number - 1
+
+    def histogram_rows(self, number: int) -> list[int]:
+        """Rows of the histograms of maps, unmaps, exposures and flushes that are about a function."""
+        slots = [slot for slot in range(self.contexts) if slot != self.timer and self.function_of(slot) == number]
+        return sorted({self._histogram_row(slot, number) for slot in (*slots, self.timer)})
+
+    def function_of(self, slot: int) -> int:
+        """Number of the function that a process works for; of timer, servers and supervisor the first."""
+        if self.first_device <= slot < self.supervisor:
+            return (slot - self.first_device) % len(self.functions)
+        return self.functions.of_cpu(slot)
+
+    def _fill_allocator(self, function: Function) -> None:
+        at, domain, number = self.segment.address, self.segment["domain"][function.number], function.number
+        iovad = domain.cookie.iovad
+        iovad.free_nodes = self._fill_list("iova_ranges", function, lambda other: other.ranges)
+        iovad.free_magazines = self._fill_list("magazines", function, lambda other: other.magazines)
         iovad.num_online_cpus = self.cpus
         iovad.max_global_mags = self.config.domain.depot_magazines
-        iovad.rcaches = at("rcaches")
-        for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
+        first = number * IOVA_RANGE_CACHE_MAX_SIZE
+        iovad.rcaches = at("rcaches", first)
+        for order in range(first, first + IOVA_RANGE_CACHE_MAX_SIZE):
             self.segment["rcaches"][order].cpu_rcaches = at("cpu_rcaches", order * self.cpus)
-        domain = self.segment["domain"][0]
         domain.reserved = at("reserved")
         domain.reserved_count = len(self.config.domain.reserved)
         for i, (first, last) in enumerate(self.config.domain.reserved):
             self.segment["reserved"][2 * i : 2 * i + 2] = (first >> PAGE_SHIFT, last >> PAGE_SHIFT)
+
+    def _fill_list(self, name: str, function: Function, of: Callable[[Function], int]) -> int:
+        """Have a function's part of an array be a list of free records; returns the address of the first."""
+        first, count = self.functions.first(function.number, of), of(function)
+        part = self.segment[name][first : first + count]
+        following = part["node"]["next"] if name == "iova_ranges" else part["next"]
+        following[:-1] = self.segment.address(name, first) + part.dtype.itemsize * np.arange(1, count)
+        return self.segment.address(name, first)
 
     def _fill_timers(self) -> None:
         at, base, timers = self.segment.address, self.segment["timer_base"][0], self.segment["timers"]
@@ -444,14 +464,15 @@ class Layout:
         if self.is_virtual:
             base.jiffies_start_ns = START_PS // PS + round(self.config.machine.jiffies_start_ms * 1e6)
         base.timers = at("timers")
-        cookie = at("domain") + iommu_domain.fields["cookie"][1]  # type: ignore[index]
-        timers[0] = cookie + self.segment["domain"].dtype["cookie"].fields["fq_timer"][1]
-        base.count = 1
-        if self.type not in S390_TYPES:
-            work = iova_rcache.fields["work"][1]  # type: ignore[index]
-            for order in range(IOVA_RANGE_CACHE_MAX_SIZE):
-                timers[1 + order] = at("rcaches", order) + work
-            base.count += IOVA_RANGE_CACHE_MAX_SIZE
+        fq_timer = iommu_domain.fields["cookie"][1] + iommu_domain["cookie"].fields["fq_timer"][1]  # type: ignore[index]
+        work = iova_rcache.fields["work"][1]  # type: ignore[index]
+        for function in self.functions:
+            own = [at("domain", function.number) + fq_timer]
+            if not function.is_legacy:
+                first = function.number * IOVA_RANGE_CACHE_MAX_SIZE
+                own += [at("rcaches", first + order) + work for order in range(IOVA_RANGE_CACHE_MAX_SIZE)]
+            timers[base.count : base.count + len(own)] = own
+            base.count += len(own)
 
     def _fill_world(self) -> None:
         segment, costs = self.segment, self.config.costs
@@ -472,7 +493,9 @@ class Layout:
     def _fill_load(self) -> None:
         segments = self.workload.segments
         self.segment["segments"][: len(segments)] = segments
-        self.segment["teardown"][0].slots = self.workload.slots
+        for function in self.functions:
+            report = self.segment["teardown"][function.number]
+            report.first_slot, report.slots = function.first_slot, function.slots
         start = 0
         for program in self.workload.programs:
             self.segment["ops"][start : start + len(program.ops)] = program.ops
@@ -523,20 +546,30 @@ class Layout:
         cpu.abort = at("control") + control_fields["abort"][1]  # type: ignore[index]
         watched = "cpus_retired" if role == ROLE_TIMER else "timer_retired"
         cpu.retired = at("control") + control_fields[watched][1]  # type: ignore[index]
-        cpu.domain = at("domain")
-        cpu.group = at("group")
+        cpu.function = self.function_of(slot)
+        cpu.domain = at("domain", cpu.function)
+        cpu.group = at("group", cpu.function)
         cpu.hypervisor = at("hypervisor")
         cpu.request = at("requests", slot)
         cpu.server = at("servers", slot)
         cpu.timers = at("timer_base")
-        cpu.findings = at("findings", slot)
+        cpu.findings = at("findings", slot * len(self.functions))
+        if role in (ROLE_TIMER, ROLE_SUPERVISOR):
+            self._fill_ledgers(cpu, 0 if role == ROLE_TIMER else len(self.functions))
         if role == ROLE_DEVICE:
             cpu.dma_device = at("devices", slot - self.first_device)
-        for name in ("map", "unmap", "exposure"):
+        for name in ("map", "unmap", "exposure", "flush"):
             cpu[f"{name}_histogram"] = self._histogram(name, slot)
         cpu.slots = at("slots")
         cpu.segments = at("segments")
         cpu.pair_limit = _UNLIMITED
+
+    def _fill_ledgers(self, cpu: Any, first: int) -> None:
+        cpu.ledgers = self.segment.address("ledgers", first)
+        for number in range(len(self.functions)):
+            ledger = self.segment["ledgers"][first + number]
+            ledger.exposure_histogram = self._histogram("exposure", cpu.slot, number)
+            ledger.flush_histogram = self._histogram("flush", cpu.slot, number)
 
     def _fill_event_rings(self) -> None:
         """One for each CPU, the timer and each server."""
@@ -550,10 +583,10 @@ class Layout:
 
     def _name_locks(self) -> None:
         """Have each lock say which it is."""
-        cookie = self.segment["domain"][0].cookie
-        cookie.iovad.iova_rbtree_lock.id = lock_id("tree")
-        cookie.iovad.magazine_lock.id = lock_id("magazines")
-        self.segment["domain"][0].zdev.iommu_bitmap_lock.id = lock_id("bitmap")
+        for number, domain in enumerate(self.segment["domain"]):
+            domain.cookie.iovad.iova_rbtree_lock.id = lock_id("tree", number)
+            domain.cookie.iovad.magazine_lock.id = lock_id("magazines", number)
+            domain.zdev.iommu_bitmap_lock.id = lock_id("bitmap", number)
         self.segment["hypervisor"][0].lock.id = lock_id("hypervisor")
         for array, kind in (("rings", "ring"), ("cpu_rcaches", "cpu_rcache"), ("rcaches", "depot")):
             if array in self.segment:

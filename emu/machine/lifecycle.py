@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.functions import function_of
 from emu.hypervisor.service import forget_unmapped
 from emu.hypervisor.state import hypervisor_t
 from emu.iommu.domain import (
@@ -21,6 +22,7 @@ from emu.iommu.iova import free_iova_fast
 from emu.iommu.s390_iommu import s390_iommu_unmap_pages
 from emu.iommu.s390_legacy import reuse_lazy_locked
 from emu.machine.context import SLOT_FAILED, SLOT_MAPPED, SLOT_STATE, control_t, cpu_t, slot_t, virtual_cpu_t
+from emu.machine.ledger import work_for
 from emu.native.bitmap import bitmap_clear
 from emu.native.compile import entry, slow
 from emu.native.record import deref, element, struct
@@ -28,6 +30,7 @@ from emu.native.virtual import end_fiber
 from emu.oracle.pages import check_given_back, check_shadow, set_reach_ended
 
 teardown_t = struct(
+    first_slot="i8",
     slots="i8",
     live_pages="i8",
     live_iovas="i8",
@@ -35,36 +38,43 @@ teardown_t = struct(
     table_pages="i8",
     ranges_left="i8",
 )
-"""`slots` is given; the rest is found. `live_*`: still mapped when the load stopped, or the driver was unbound;
-`queued`: unmapped, waiting for a flush; `table_pages`: pages that still translate after the last unmap; `ranges_left`:
-allocated ranges after everything was given back, reserved ones not counted."""
+"""Of one function. `first_slot` and `slots` are given; the rest is found. `live_*`: still mapped when the load
+stopped, or the driver was unbound; `queued`: unmapped, waiting for a flush; `table_pages`: pages that still
+translate after the last unmap; `ranges_left`: allocated ranges after everything was given back, reserved ones not
+counted."""
 
 
 @entry
 def init_machine(context: int) -> int:
-    """Make the domain, whose driver is bound, and the shadow table ready; `context` is the supervisor's."""
+    """Make each function's domain, whose driver is bound, and its shadow table ready; `context` is the supervisor's."""
     cpu = deref(cpu_t, context)
-    domain = deref(iommu_domain, cpu.domain)
-    init_io_pgtable(domain.s390.pgtable)
-    iommu_dma_init_domain(cpu, domain)
-    init_io_pgtable(deref(hypervisor_t, cpu.hypervisor).shadow)
-    deref(iommu_group, cpu.group).owner_cnt = 1
+    hv = deref(hypervisor_t, cpu.hypervisor)
+    for number in range(deref(control_t, cpu.control).functions):
+        domain = element(iommu_domain, cpu.domain, number)
+        init_io_pgtable(domain.s390.pgtable)
+        iommu_dma_init_domain(cpu, domain)
+        init_io_pgtable(function_of(hv, number).shadow)
+        element(iommu_group, cpu.group, number).owner_cnt = 1
     return 0
 
 
 @entry
-def store_type(context: int, req_type: int) -> int:
-    """Write a type to sysfs, see iommu_group_store_type(); where no driver is bound, CPUs and timer rest."""
+def store_type(context: int, number: int, req_type: int) -> int:
+    """Write a type to a function's sysfs, see iommu_group_store_type(); with no driver bound, CPUs and timer rest."""
     cpu = deref(cpu_t, context)
-    return iommu_group_store_type(cpu, deref(iommu_group, cpu.group), req_type)
+    work_for(cpu, number)
+    return iommu_group_store_type(cpu, element(iommu_group, cpu.group, number), req_type)
 
 
 @entry
 def virtual_store_type(context: int) -> int:
-    """The same, as a fiber: the type is in the group's `requested`, which becomes what the kernel answers."""
+    """The same, as a fiber: the first group's `requested` is the type, and becomes what the kernel answers."""
     cpu = deref(virtual_cpu_t, context)
-    group = deref(iommu_group, cpu.group)
-    group.requested = iommu_group_store_type(cpu, group, group.requested)
+    asked = deref(iommu_group, cpu.group)
+    number = asked.requested_of
+    work_for(cpu, number)
+    group = element(iommu_group, cpu.group, number)
+    asked.requested = iommu_group_store_type(cpu, group, asked.requested)
     cpu.finished = 1
     end_fiber(cpu)
     return 0
@@ -73,7 +83,7 @@ def virtual_store_type(context: int) -> int:
 @slow
 def _check_live(cpu: Any, domain: Any, report: Any) -> None:
     for i in range(report.slots):
-        slot = element(slot_t, cpu.slots, i)
+        slot = element(slot_t, cpu.slots, report.first_slot + i)
         # Without an address its owner died while unmapping it.
         if (slot.state & SLOT_STATE) == SLOT_MAPPED and slot.pfn:
             check_shadow(cpu, domain.s390.oracle, slot.pfn, slot.pages)
@@ -82,7 +92,7 @@ def _check_live(cpu: Any, domain: Any, report: Any) -> None:
 @slow
 def _unmap_live(cpu: Any, domain: Any, report: Any) -> None:
     for i in range(report.slots):
-        slot = element(slot_t, cpu.slots, i)
+        slot = element(slot_t, cpu.slots, report.first_slot + i)
         if (slot.state & SLOT_STATE) != SLOT_MAPPED:
             continue
         # Its owner's unmap is still to come, and finds that there is nothing to do.
@@ -114,9 +124,8 @@ def _unbind_driver(cpu: Any, report: Any) -> None:
     if deref(control_t, cpu.control).offline:
         # What the dead had mapped and not handed over yet, or not unmapped to the end.
         invalidate_all(domain.s390.pgtable, domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
-    forget_unmapped(
-        cpu, deref(hypervisor_t, cpu.hypervisor), domain.s390.aperture_start_pfn, domain.s390.aperture_pages
-    )
+    hv = deref(hypervisor_t, cpu.hypervisor)
+    forget_unmapped(cpu, hv, function_of(hv, cpu.function), domain.s390.aperture_start_pfn, domain.s390.aperture_pages)
     if domain.dma_ops == DMA_S390:
         reuse_lazy_locked(cpu, domain.zdev)
     else:
@@ -144,10 +153,19 @@ def virtual_unbind_driver(context: int) -> int:
 
 @entry
 def teardown_machine(context: int, report_address: int) -> int:
-    """Unmap what is live, drop the queue, empty the caches; afterwards nothing must be left. No flush is issued."""
+    """Of each function: unmap what is live, drop the queue, empty the caches; afterwards nothing must be left.
+
+    No flush is issued; `report_address` is that of a teardown_t for each.
+    """
     cpu = deref(cpu_t, context)
-    domain = deref(iommu_domain, cpu.domain)
-    report = deref(teardown_t, report_address)
+    for number in range(deref(control_t, cpu.control).functions):
+        work_for(cpu, number)
+        _teardown(cpu, element(iommu_domain, cpu.domain, number), element(teardown_t, report_address, number))
+    return 0
+
+
+@slow
+def _teardown(cpu: Any, domain: Any, report: Any) -> None:
     if domain.s390.oracle and domain.dma_ops != DMA_DIRECT:
         _check_live(cpu, domain, report)
     set_reach_ended(domain.s390.oracle, 1)
@@ -156,4 +174,3 @@ def teardown_machine(context: int, report_address: int) -> int:
     report.queued = domain.remains.queued
     report.table_pages = domain.remains.table_pages
     report.ranges_left = domain.remains.ranges_left
-    return 0

@@ -20,6 +20,7 @@ from emu.iommu.domain import iommu_domain
 from emu.iommu.flush_queue import iova_fq, iova_fq_entry
 from emu.iommu.iova import iova_cpu_rcache, iova_rcache
 from emu.machine.context import SLOT_WAITERS, control_t, cpu_t, slot_t
+from emu.machine.ledger import ledger_t
 from emu.machine.recording import locks_of
 from emu.native.clock import ticks
 from emu.native.compile import compile_entries, entry
@@ -33,6 +34,7 @@ _ALWAYS = {
     "domain": iommu_domain,
     "findings": findings_t,
     "hypervisor": hypervisor_t,
+    "ledgers": ledger_t,
     "requests": request_t,
     "request_ring": np.dtype(np.int64),
     "servers": server_t,
@@ -64,12 +66,14 @@ class Look:
 
     Attributes:
         at_ns, at_ticks: the moment, on CLOCK_MONOTONIC and in ticks.
-        control, domain, hypervisor: shape (1,).
+        control, hypervisor: shape (1,). domain: of each function, shape (functions,).
         contexts: of every process, the supervisor's last; shape (n,), dtype cpu_t.
         dead_generation, requests, servers: of the same.
         request_ring: the hypervisor's queue.
-        violations: found so far, by process and kind.
-        rings: of the queue that the domain has, dtype iova_fq; none where it has none.
+        violations: found so far, by process (and function) and kind.
+        rings: of the queues that the domains have, dtype iova_fq; none where they have none.
+        rings_of: the number of the function that each ring belongs to.
+        longest_ticks: the longest exposure that any process has seen.
         oldest_ticks: when the first entry of each ring was queued, 0 where there is none.
         locks: (name, records), dtype spinlock_t.
         slots_waited_for: mappings that a CPU waits for another to make or to undo; None where there are too many slots.
@@ -90,6 +94,8 @@ class Look:
     oldest_ticks: npt.NDArray[np.int64]
     locks: list[tuple[str, npt.NDArray[Any]]]
     slots_waited_for: int | None
+    rings_of: tuple[int, ...] = ()
+    longest_ticks: int = 0
 
     @property
     def waits(self) -> npt.NDArray[np.bool_]:
@@ -160,7 +166,8 @@ class RunningMachine:
         """Copy what there is to see."""
         copies = _Copies(self._segment)
         domain, hypervisor = copies.copy_of("domain"), copies.copy_of("hypervisor")
-        rings = self._rings(copies, domain)
+        rings, rings_of = self._rings(copies, domain)
+        longest = (copies.copy_of(name)["ctrs"]["exposure_max_ticks"].max() for name in ("contexts", "ledgers"))
         return Look(
             control=copies.copy_of("control"),
             domain=domain,
@@ -172,6 +179,8 @@ class RunningMachine:
             servers=copies.copy_of("servers"),
             violations=np.array(self._segment["findings"]["counts"]),
             rings=rings,
+            rings_of=rings_of,
+            longest_ticks=int(max(longest)),
             oldest_ticks=self._oldest_ticks(rings),
             locks=locks_of(copies.copy_of, domain, hypervisor),
             slots_waited_for=self._slots_waited_for(),
@@ -180,12 +189,19 @@ class RunningMachine:
             at_ns=time.monotonic_ns(),
         )
 
-    def _rings(self, copies: _Copies, domain: Any) -> npt.NDArray[Any]:
-        cookie = domain["cookie"][0]
-        if not cookie["fq_domain"] or "rings" not in self._segment:
-            return np.zeros(0, iova_fq)
+    def _rings(self, copies: _Copies, domain: Any) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+        """The rings in use, and whose each is."""
+        if "rings" not in self._segment:
+            return np.zeros(0, iova_fq), ()
         rings = copies.copy_of("rings")
-        return rings[: int(cookie["fq_rings"])]
+        chosen: list[int] = []
+        numbers: list[int] = []
+        for number, (first, cookie) in enumerate(zip(self.about["first_rings"], domain["cookie"], strict=True)):
+            if cookie["fq_domain"]:
+                count = int(cookie["fq_rings"])
+                chosen += range(first, first + count)
+                numbers += [number] * count
+        return rings[chosen], tuple(numbers)
 
     def _oldest_ticks(self, rings: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         if not len(rings):

@@ -76,7 +76,7 @@ class Operator:
         return refused + missed
 
     def _write(self, now_s: float, request: Request) -> None:
-        answer = self._sysfs.write(request.name, request.value)
+        answer = self._sysfs.write(request.name, request.value, request.function)
         if answer is None:
             self._unbinding = (now_s, request)
         else:
@@ -95,6 +95,7 @@ class Operator:
             "at_s": round(at_s, 6),
             "type": request.value if request.name == "type" else None,
             "driver": request.value if request.name == "driver" else None,
+            "function": request.function,
             "errno": answer.errno,
             "reason": answer.reason,
             "by": request.origin,
@@ -106,7 +107,7 @@ class Operator:
 
 def _as_request(action: Action) -> Request:
     name = "type" if action.type else "driver"
-    return Request(name, str(action.type or action.driver), _TIMELINE)
+    return Request(name, str(action.type or action.driver), _TIMELINE, function=action.function)
 
 
 def _named(domain_type: str | None, driver: str | None) -> str:

@@ -17,6 +17,9 @@ from emu.machine.layout import HISTOGRAMS, Layout
 from emu.native.events import event_t
 from emu.native.histogram import BUCKETS
 
+SEEN_BY_FUNCTION = ("map", "unmap", "exposure", "flush")
+"""Histograms that can be told apart by function; the others are the servers'."""
+
 
 class Named(Protocol):
     """A process, thread or fiber: its name and, once it has ended, how."""
@@ -34,15 +37,16 @@ class Recording:
         supervisor: the supervisor's context, after teardown if there was one.
         names, exits: of those processes.
         cpus: how many of them are CPUs; they come first.
-        domain, hypervisor: shape (1,).
+        domain: of each function, shape (functions,). hypervisor: shape (1,).
         servers: what served requests, shape (n,), dtype server_t: the hypervisor's, or every context when inline.
-        histograms: summed over processes; `wait` and `schedule` in ns, the others in ticks.
-        rings: of the queue that the domain had at the end, shape (rings,), dtype iova_fq.
+        histograms: summed over processes; `flush`, `wait` and `schedule` in ns, the others in ticks.
+        rings: of the queue that the domain had at the end, shape (rings,), dtype iova_fq; none where there are several
+            functions.
         locks: (name, records), dtype spinlock_t.
         marks: shape (cpus, marks), dtype mark_t.
         devices: what each of those that do DMA did, shape (n,), dtype device_t; iotlb_hits: of all of them.
-        findings: every process's, the supervisor's last; dtype findings_t.
-        teardown: shape (1,), or None when what a dead process had left could not be repaired.
+        findings: every process's, for each function, the supervisor's last; dtype findings_t.
+        teardown: of each function, shape (functions,), or None when what a dead process had left could not be repaired.
         tick_ns: ns of one tick.
         most_pages: of one mapping of the load.
         log: what the event log is to tell of, dtype event_t.
@@ -116,8 +120,8 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
         fq_size=int(domain["cookie"]["fq_size"][0]),
         fq_timeout_ms=float(domain["cookie"]["fq_timeout_ns"][0]) / 1e6,
         tick_ns=_tick_ns(contexts[: layout.cpus]),
-        fq_init_failed=bool(domain["fq_init_failed"][0]),
-        device_in_error=bool(hypervisor["device_in_error"][0]),
+        fq_init_failed=bool(domain["fq_init_failed"].any()),
+        device_in_error=bool(segment["functions"]["device_in_error"].any()),
         stages=_stages(layout),
         policy={"name": layout.policy.name, "key": layout.policy.source.key} if layout.policy else None,
         start_ns=_start(contexts[: layout.cpus], "started_ns"),
@@ -128,7 +132,7 @@ def record(layout: Layout, members: Sequence[Named]) -> Recording:
 
 def _rings(layout: Layout, domain: Any) -> npt.NDArray[Any]:
     cookie = domain["cookie"]
-    if not cookie["fq_domain"][0]:
+    if len(cookie) > 1 or not cookie["fq_domain"][0]:
         return np.zeros(0, iova_fq)
     return layout.segment.copy_of("rings")[: int(cookie["fq_rings"][0])]
 
@@ -140,7 +144,7 @@ def locks_of(
 
     Args:
         copy_of: copies an array of the segment.
-        domain: copied already; shape (1,).
+        domain: of each function, copied already.
         hypervisor: the same.
     """
     iovad = domain["cookie"]["iovad"]
@@ -150,9 +154,9 @@ def locks_of(
         ("iommu_bitmap_lock", domain["zdev"]["iommu_bitmap_lock"]),
         ("hypervisor lock", hypervisor["lock"]),
     ]
-    if domain["rings"][0]:
+    if domain["rings"].any():
         locks.append(("iova_fq.lock", copy_of("rings")["lock"]))
-    if iovad["rcaches"][0]:
+    if iovad["rcaches"].any():
         locks.append(("iova_cpu_rcache.lock", copy_of("cpu_rcaches")["lock"]))
         locks.append(("iova_rcache.lock", copy_of("rcaches")["lock"]))
     return locks

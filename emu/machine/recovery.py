@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from emu.hypervisor.state import NO_TICKET, REQUEST_POSTED, REQUEST_WAITERS
-from emu.iommu.domain import S390_TYPES
 from emu.iommu.flush_queue import FLUSH_COUNTING, FLUSH_NONE
 from emu.machine.bury import (
     bury,
@@ -25,6 +24,7 @@ from emu.machine.bury import (
     post_for_the_dead,
     tend_timers,
 )
+from emu.machine.functions import Function
 from emu.machine.layout import Layout
 from emu.machine.lock_names import LOCK_NAMES, lock_name
 from emu.native.lock import SLOT_BITS, spinlock_t
@@ -64,8 +64,8 @@ class Recovery:
         self._context = layout.segment.address("contexts", layout.supervisor)
         self._contexts = layout.segment["contexts"]
         self._orphans: list[_Orphan] = []
-        self._arming = 0
-        self._uncounted = 0
+        self._arming = [0] * len(layout.functions)
+        self._uncounted: set[int] = set()
         self._holes_at = -1
         self._tend_at = float("inf")
 
@@ -115,7 +115,8 @@ class Recovery:
                     lock_name(int(lock.id)),
                 )
             )
-        self._uncounted += int(record.flush_step) == FLUSH_COUNTING
+        if int(record.flush_step) == FLUSH_COUNTING:
+            self._uncounted.add(int(self._contexts[slot].function))
         if slot < layout.cpus:
             layout.segment["control"][0].offline += 1
         self._tend_at = 0.0
@@ -138,19 +139,21 @@ class Recovery:
         if now_s < self._tend_at or not self.deaths:
             return
         self._tend_at = now_s + _TEND_S
-        self._arming = tend_timers(self._context, self._arming)
+        self._arming = [tend_timers(self._context, number, arming) for number, arming in enumerate(self._arming)]
         slots = [slot for slot in living if slot <= self._layout.timer]
-        if self._uncounted:
-            self._count_flushes(slots)
+        for number in sorted(self._uncounted):
+            self._count_flushes(number, slots)
         self._fill_hole(slots)
 
     def finish(self) -> None:
         """After the last process has ended: what the dead had in hand of the allocator's magazines goes back."""
         self._note_handovers()
-        if not self.deaths or self._layout.type in S390_TYPES:
+        if not self.deaths:
             return
-        for magazine in self._orphaned_magazines():
-            give_back_orphan(self._context, magazine)
+        for function in self._layout.functions:
+            if not function.is_legacy:
+                for magazine in self._orphaned_magazines(function):
+                    give_back_orphan(self._context, function.number, magazine)
 
     def stops_for(self, slot: int, death: dict[str, Any], living: Iterable[int]) -> str | None:
         """Why the machine cannot go on without a CPU, or None."""
@@ -184,20 +187,22 @@ class Recovery:
         mine = np.unique(_slots_of(programs[slot].ops))
         return any(np.isin(mine, _slots_of(program.ops)).any() for i, program in enumerate(programs) if i != slot)
 
-    def _count_flushes(self, living: list[int]) -> None:
-        """Where nobody flushes, what has started and not finished was the dead one's."""
-        cookie = self._layout.segment["domain"][0].cookie
+    def _count_flushes(self, number: int, living: list[int]) -> None:
+        """Where nobody flushes a function's domain, what has started and not finished was the dead one's."""
+        cookie = self._layout.segment["domain"][number].cookie
         started = int(cookie.fq_flush_start_cnt.counter)
-        steps = self._contexts["flush_step"][living].copy()
+        flushed_before = self._flushes(number, living)
         missing = started - int(cookie.fq_flush_finish_cnt.counter) - int(cookie.fq_abandoned)
-        again = self._contexts["flush_step"][living]
-        if (steps != FLUSH_NONE).any() or (again != FLUSH_NONE).any():
+        if flushed_before or self._flushes(number, living) or int(cookie.fq_flush_start_cnt.counter) != started:
             return
-        if int(cookie.fq_flush_start_cnt.counter) != started:
-            return
-        self._uncounted = 0
+        self._uncounted.discard(number)
         if missing > 0:
-            count_abandoned(self._context, missing)
+            count_abandoned(self._context, number, missing)
+
+    def _flushes(self, number: int, living: list[int]) -> bool:
+        """Whether somebody is in a flush for a function; the timer says for which before it begins."""
+        for_it = self._contexts["function"][living] == number
+        return bool((for_it & (self._contexts["flush_step"][living] != FLUSH_NONE)).any())
 
     def _fill_hole(self, living: list[int]) -> None:
         """A place of the hypervisor's queue that stays empty was taken by a CPU that died before it had filled it."""
@@ -224,16 +229,19 @@ class Recovery:
         request = self._layout.segment["requests"][slot]
         return int(request.state) & ~REQUEST_WAITERS == REQUEST_POSTED and int(request.ticket) in (NO_TICKET, head)
 
-    def _orphaned_magazines(self) -> list[int]:
-        """Addresses of magazines that belong to no CPU, no depot and not to the pool."""
-        segment, domain = self._layout.segment, self._layout.segment["domain"][0]
-        magazines, first = segment["magazines"], segment.address("magazines")
+    def _orphaned_magazines(self, function: Function) -> list[int]:
+        """Addresses of a function's magazines that belong to no CPU, no depot and not to the pool."""
+        segment, number = self._layout.segment, function.number
+        begin = self._layout.functions.first(number, lambda other: other.magazines)
+        magazines, first = segment["magazines"][begin : begin + function.magazines], segment.address("magazines", begin)
         size = magazines.dtype.itemsize
         found = np.zeros(len(magazines), bool)
+        rcaches, cpu_rcaches = (_part_of(segment[name], number, self._layout) for name in ("rcaches", "cpu_rcaches"))
         for name in ("loaded", "prev"):
-            held = segment["cpu_rcaches"][name]
+            held = cpu_rcaches[name]
             found[(held[held > 0] - first) // size] = True
-        tops = (int(domain.cookie.iovad.free_magazines), *(int(rcache.depot) for rcache in segment["rcaches"]))
+        domain = segment["domain"][number]
+        tops = (int(domain.cookie.iovad.free_magazines), *(int(rcache.depot) for rcache in rcaches))
         for top in tops:
             address = top
             while address:
@@ -242,6 +250,12 @@ class Recovery:
                 address = int(magazines[index].next)
         lost = np.flatnonzero(~found & (magazines["count"] > 0))
         return [first + int(index) * size for index in lost]
+
+
+def _part_of(array: Any, number: int, layout: Layout) -> Any:
+    """A function's part of an array in which all parts are as long."""
+    length = len(array) // len(layout.functions)
+    return array[number * length : (number + 1) * length]
 
 
 def _slots_of(ops: Any) -> Any:

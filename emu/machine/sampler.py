@@ -51,9 +51,13 @@ class Sampler:
 
     def _queued(self) -> int:
         """IOVAs that have been unmapped and wait for a flush."""
-        domain = self._layout.segment["domain"][0]
-        cookie = domain.cookie
-        if not cookie.fq_domain:
-            return int(domain.zdev.lazy_iovas)
-        rings = self._layout.segment["rings"][: int(cookie.fq_rings)]
-        return int(((rings["tail"] - rings["head"]) & rings["mod_mask"]).sum())
+        queued = 0
+        for number, domain in enumerate(self._layout.segment["domain"]):
+            cookie = domain.cookie
+            if not cookie.fq_domain:
+                queued += int(domain.zdev.lazy_iovas)
+                continue
+            first = self._layout.first_ring(number)
+            rings = self._layout.segment["rings"][first : first + int(cookie.fq_rings)]
+            queued += int(((rings["tail"] - rings["head"]) & rings["mod_mask"]).sum())
+        return queued

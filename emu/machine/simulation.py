@@ -272,8 +272,9 @@ class Simulation:
         """The clock that is furthest behind."""
         return int(self.layout.segment["turns"]["at_ps"][0])
 
-    def store_type(self, req_type: int) -> int:
-        """Write a type to the group's sysfs file, in virtual time; 0 or -errno."""
+    def store_type(self, function: int, req_type: int) -> int:
+        """Write a type to the sysfs file of a function's group, in virtual time; 0 or -errno."""
+        self.layout.segment["group"][0].requested_of = function
         return self._write(virtual_store_type, req_type)
 
     def unbind_driver(self) -> None:

@@ -26,6 +26,7 @@ from emu.machine.cpu import cpu_main
 from emu.machine.crew import Crew, CrewError, Member, ProcessCrew, ThreadCrew
 from emu.machine.device import device_main
 from emu.machine.event_writer import EventCollector, EventSink, EventWriter
+from emu.machine.function_recording import FunctionRecording, by_function, note_longest
 from emu.machine.hypervisor import hypervisor_main
 from emu.machine.layout import Layout
 from emu.machine.lifecycle import init_machine, store_type, teardown_machine, unbind_driver
@@ -78,6 +79,7 @@ class MachineRun:
         interrupted: the user stopped it.
         deaths: of its processes, each as in summary.json.
         warnings: sentences for the user.
+        functions: the same recording by function, where there are several.
     """
 
     recording: Recording
@@ -86,6 +88,7 @@ class MachineRun:
     interrupted: bool
     deaths: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    functions: list[FunctionRecording] = field(default_factory=list)
 
 
 def compile_machine(
@@ -164,13 +167,18 @@ def run_machine(
             recording.teardown = layout.segment.copy_of("teardown")
             recording.findings = layout.segment.copy_of("findings")
             recording.supervisor = layout.segment["contexts"][layout.supervisor].copy()
+        functions = by_function(layout, recording) if len(layout.functions) > 1 else []
+        note_longest(layout, recording.contexts[layout.timer], 0)
+        note_longest(layout, recording.supervisor, len(layout.functions))
     finally:
         layout.segment.unlink()
     recording.events_recorded, recording.events_lost = events.recorded, events.lost
     recording.log = np.concatenate(events.log) if events.log else np.zeros(0, event_t)
     warnings = _warnings(layout, recording) + machine.operator.warnings() + machine.saboteur.warnings()
     warnings += [problem for problem in (events.problem, socket.problem) if problem]
-    return MachineRun(recording, machine.operator.switches, machine.died, machine.interrupted, machine.deaths, warnings)
+    return MachineRun(
+        recording, machine.operator.switches, machine.died, machine.interrupted, machine.deaths, warnings, functions
+    )
 
 
 @contextmanager
@@ -325,9 +333,9 @@ class Machine:
         finally:
             self._stop()
 
-    def store_type(self, req_type: int) -> int:
-        """Write a type to the group's sysfs file; 0 or -errno."""
-        return int(store_type(self._own_context, req_type))
+    def store_type(self, function: int, req_type: int) -> int:
+        """Write a type to the sysfs file of a function's group; 0 or -errno."""
+        return int(store_type(self._own_context, function, req_type))
 
     def unbind_driver(self) -> None:
         """Take the driver from the device; CPUs and timer rest."""

@@ -17,6 +17,7 @@ from emu.machine.layout import Layout
 _UNKNOWN_TYPE = -1
 _BOUND = "a driver is bound; only DMA can change while it is, to DMA-FQ or DMA-SQ: unbind the driver first"
 _NO_SUCH_TYPE = "there is no such type; sysfs takes DMA, DMA-FQ, DMA-SQ and identity"
+_WHOSE = "there are several functions, each with a type of its own; an action of machine.timeline can say of which"
 _OTHER_API = "the s390-* schemes are another kernel's DMA API; no domain changes into one of them, or out of it"
 
 
@@ -34,15 +35,17 @@ DONE = Answer()
 class Kernel(Protocol):
     """Who runs the emulated kernel's code for a write."""
 
-    def store_type(self, req_type: int) -> int:
-        """iommu_group_store_type(); 0 or -errno."""
+    def store_type(self, function: int, req_type: int) -> int:
+        """iommu_group_store_type() of a function's group; 0 or -errno."""
 
     def unbind_driver(self) -> None:
         """Take the driver from the device; CPUs and timer rest."""
 
 
 class Sysfs:
-    """The files of one machine's device: `type` of its IOMMU group, and `driver`, which is unbound or bound.
+    """The files of a machine's devices: `type` of an IOMMU group, and `driver`, which is unbound or bound.
+
+    Where there are several functions, `type` is each one's own, and no driver can be unbound.
 
     Args:
         layout: the machine's memory.
@@ -59,17 +62,25 @@ class Sysfs:
         self._left = left
         self._wake = wake
         self._control = layout.segment["control"][0]
+        self._functions = len(layout.functions)
         self._group = layout.segment["group"][0]
 
-    def write(self, name: str, value: str) -> Answer | None:
+    def write(self, name: str, value: str, function: int | None = None) -> Answer | None:
         """Write a value to `type` or `driver`.
+
+        Args:
+            name: the file.
+            value: what is written to it.
+            function: whose it is; None will do where there is only one.
 
         Returns:
             The answer; None for an unbinding, which has to wait until CPUs, timer and devices rest: ask `unbound()` for
             it.
         """
+        if self._functions > 1 and (function is None or name != "type"):
+            return Answer("EINVAL", _WHOSE)
         if name == "type":
-            return self._store_type(value)
+            return self._store_type(function or 0, value)
         return self._begin_unbind() if value == "unbind" else self._bind()
 
     def unbound(self) -> Answer | None:
@@ -82,9 +93,9 @@ class Sysfs:
         self._kernel.unbind_driver()
         return DONE
 
-    def _store_type(self, name: str) -> Answer:
+    def _store_type(self, function: int, name: str) -> Answer:
         domain_type = DOMAIN_TYPES.get(name, _UNKNOWN_TYPE)
-        error = -self._kernel.store_type(domain_type)
+        error = -self._kernel.store_type(function, domain_type)
         if not error:
             return DONE
         reasons = {

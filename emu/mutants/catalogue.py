@@ -289,8 +289,8 @@ MUTANTS = {
                 Edit(
                     _S390,
                     "s390_iommu_iotlb_sync_map",
-                    "    error = refresh_mapped(cpu, iova_pfn, pages)\n",
-                    "    error = refresh_mapped(cpu, iova_pfn, max(pages - 1, 1))\n",
+                    "    error = refresh_mapped(cpu, domain, iova_pfn, pages)\n",
+                    "    error = refresh_mapped(cpu, domain, iova_pfn, max(pages - 1, 1))\n",
                 ),
             ),
             "the hypervisor is told of all pages of a new mapping but the last",
@@ -317,8 +317,8 @@ MUTANTS = {
                 Edit(
                     _S390,
                     "s390_iommu_iotlb_sync",
-                    "zpci_refresh_trans(cpu, iova_pfn, pages, False)",
-                    "zpci_refresh_trans(cpu, iova_pfn, max(pages - 1, 1), False)",
+                    "zpci_refresh_trans(cpu, domain.fh, iova_pfn, pages, False)",
+                    "zpci_refresh_trans(cpu, domain.fh, iova_pfn, max(pages - 1, 1), False)",
                 ),
             ),
             "the flush of an unmapped range leaves its last page out",
@@ -338,6 +338,20 @@ MUTANTS = {
             "the hypervisor takes new entries over and forgets to drop those that became invalid",
             (*_STRICT, *_PAIRS),
             _STRICT,
+        ),
+        Mutant(
+            "request-on-wrong-function",
+            (
+                Edit(
+                    _SERVICE,
+                    "serve_request",
+                    "function = function_of(hv, about)",
+                    "function = function_of(hv, (about + 1) % hv.function_count)",
+                ),
+            ),
+            "where several functions share the hypervisor, a request is served on a neighbour's tables",
+            _STRICT,
+            (*_STRICT, "--set", "machine.functions=2", "--cpus", "2"),
         ),
         Mutant(
             "init-fq-before-type",

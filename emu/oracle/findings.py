@@ -53,8 +53,8 @@ findings_t = struct(
     closed="i8",
     records=(violation_t, (len(VIOLATION_KINDS) * KEPT_OF_EACH_KIND,)),
 )
-"""Of one process; only it writes here, but for `closed`. `kept` of the records are filled; once it is `closed`, no
-further violation counts."""
+"""Of one process at work for one function; only it writes here, but for `closed`. `kept` of the records are filled;
+once it is `closed`, no further violation counts."""
 _FINDINGS_BYTES = findings_t.itemsize
 
 
@@ -69,10 +69,10 @@ def note_violation(cpu: Any, kind: int, pfn: int, expected: int, found: int) -> 
         expected: what should have been there; what it is depends on the kind.
         found: what was there.
     """
-    findings = element(findings_t, cpu.findings, 0)
+    findings = element(findings_t, cpu.findings, cpu.function)
     if findings.closed:
         return
-    count = element(int64_t, cpu.findings, kind)
+    count = element(int64_t, address_of(findings, "counts"), kind)
     count.value += 1
     if count.value > KEPT_OF_EACH_KIND:
         return
@@ -87,8 +87,8 @@ def note_violation(cpu: Any, kind: int, pfn: int, expected: int, found: int) -> 
 
 
 @slow
-def close_findings(supervisor: Any) -> None:
+def close_findings(supervisor: Any, functions: int) -> None:
     """Count no further violation, of any process: what is found from here on is not the emulated kernel's doing."""
-    first = supervisor.findings - supervisor.slot * _FINDINGS_BYTES
-    for slot in range(supervisor.slot + 1):
-        element(findings_t, first, slot).closed = 1
+    first = supervisor.findings - supervisor.slot * functions * _FINDINGS_BYTES
+    for i in range((supervisor.slot + 1) * functions):
+        element(findings_t, first, i).closed = 1

@@ -127,6 +127,9 @@ def _violations(run: Run) -> Iterator[str]:
     for kind, count in kinds.items():
         if count:
             yield f"{count} violations: {_WHAT_HAPPENED.get(kind, kind)}. {whose}"
+    for own in run.get("functions", ()):
+        if own["violations"]:
+            yield f"{own['violations']} of them in {own['name']}."
     for first in run.get("first_violations", ()):
         yield f"at {first['at_s']:.6f} s, {first['by']}, IOVA {first['iova']}: {first['what']}."
 

@@ -50,7 +50,7 @@ def _known(keys: Mapping[str, Any]) -> None:
     for written in keys:
         section, _, key = written.partition(".")
         part = Config.model_fields.get(section)
-        if part is None or part.annotation is None or key not in part.annotation.model_fields:
+        if part is None or key not in getattr(part.annotation, "model_fields", ()):
             raise ValueError(f"{written}: no such key; a key is section.key, as domain.fq_size, see docs/config.md")
         if written in _NOT_SWEPT:
             raise ValueError(f"{written} cannot be swept; {_NOT_SWEPT[written]}")

@@ -11,6 +11,7 @@ from emu.workload.map_benchmark import map_benchmark_workload
 from emu.workload.nic import nic_workload
 from emu.workload.nvme import nvme_workload
 from emu.workload.program import Workload
+from emu.workload.side_by_side import side_by_side
 
 MAX_UNDER_WAY = 1 << 23
 """Most mappings a workload may keep at a time, over all CPUs. Each takes three to five operations of 32 bytes, so this
@@ -35,7 +36,7 @@ _KINDS = {
 
 
 def build_workload(config: Config) -> Workload:
-    """Build the op programs that `config.workload` names, one for each CPU of `config.machine`.
+    """Build the op programs that `config.workload` names, one for each CPU of `config.machine`, or those of functions.
 
     The same configuration gives the same arrays: every CPU draws from its own child of the seed.
 
@@ -43,7 +44,15 @@ def build_workload(config: Config) -> Workload:
         ConfigError: so many mappings under way that the programs would need more than about 1 GiB, or more than the
             device can have.
     """
+    if config.functions > 1:
+        return side_by_side([_build(config.of_function(number)) for number in range(config.functions)])
+    return _build(config.of_function(0) if config.function else config)
+
+
+def _build(config: Config) -> Workload:
     name, cpus = config.workload.name, config.machine.cpus
+    if cpus == 0:
+        return Workload("idle", [], 0)
     kind = _KINDS[name]
     under_way = cpus * kind.under_way(config.workload)
     if under_way > MAX_UNDER_WAY:

@@ -90,6 +90,8 @@ class Workload:
         max_pages: the largest single mapping, in pages.
         recorded: what a replay at recorded times takes over from the machine that was recorded.
         notes: sentences about what was left out or supplied, for the result.
+        slots_by_function: on a machine of several functions, how many of the slots are each one's; their CPUs and slots
+            follow each other in the order of the functions.
     """
 
     name: str
@@ -100,3 +102,4 @@ class Workload:
     max_pages: int = 1
     recorded: RecordedTimes | None = None
     notes: list[str] = field(default_factory=list)
+    slots_by_function: list[int] = field(default_factory=list)

@@ -172,3 +172,19 @@ def test_a_switch_is_read_as_it_is_written_in_either_unit(at_ms, what):
     key = "driver" if what in ("unbind", "bind") else "type"
     assert parse_switch(f"{at_ms}ms:{what}") == {"at_s": pytest.approx(at_ms / 1000), key: what}
     assert parse_switch(f"{at_ms / 1000}s:{what}") == {"at_s": at_ms / 1000, key: what}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("replay", "s390x-lazy-nvme", "--set", "machine.functions=2"), "a capture is replayed on one function"),
+        (("bench", "--set", "machine.functions=2"), "works on one device"),
+        (("run", "--set", "machine.functions=2", "--switch", "0.1s:DMA-FQ"), "give its function"),
+        (("run", "--set", "function.cpus=2"), "is said in a machine file"),
+    ],
+)
+def test_what_knows_one_function_only_refuses_several_in_one_line(emu, command, said):
+    code, out, err = emu(*command)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1

@@ -245,3 +245,11 @@ def test_without_textual_the_live_view_says_what_to_install(emu, monkeypatch):
     code, _, err = emu("top")
     assert code == 2
     assert "pip install 'emu[top]'" in err
+
+
+def test_of_several_functions_every_ring_is_told_whose_it_is(machine, emu):
+    folder = machine(functions=2)
+    code, out, _ = emu("top", str(folder), "--once", "--json", "--interval", "0.1")
+    assert code == 0
+    names = [ring["name"] for ring in json.loads(out)["queue"]["rings"]]
+    assert names == ["0: cpu 0", "0: cpu 1", "1: cpu 0", "1: cpu 1"]

@@ -38,7 +38,7 @@ def stopped_machine(domain="DMA", *, cpus=1, pairs=200, hypervisor=(), on_beat=N
 
 def entries(layout, name):
     """All page-table entries made so far of "guest" or "shadow", in the order in which their tables were made."""
-    tables = layout.segment["domain"][0].s390.pgtable if name == "guest" else layout.segment["hypervisor"][0].shadow
+    tables = layout.segment["domain"][0].s390.pgtable if name == "guest" else layout.segment["functions"][0].shadow
     used = int(tables.page_tables_used) * ZPCI_PT_SIZE
     return layout.segment[f"{name}_page_tables"][:used].copy().view(np.int64)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from emu.config import load
+from emu.hypervisor.functions import function_of
 from emu.hypervisor.rpcit import rpcit
 from emu.hypervisor.state import hypervisor_t
 from emu.iommu.dma import dma_map, dma_unmap
@@ -99,11 +100,11 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
     elif call == PTE:
         return iova_to_phys(domain.s390.pgtable, a)
     elif call == SHADOW_PTE:
-        return iova_to_phys(deref(hypervisor_t, cpu.hypervisor).shadow, a)
+        return iova_to_phys(function_of(deref(hypervisor_t, cpu.hypervisor), 0).shadow, a)
     elif call == RPCIT:
-        return rpcit(cpu, a, b, c != 0)
+        return rpcit(cpu, domain.s390.fh, a, b, c != 0)
     elif call == REFRESH:
-        return zpci_refresh_trans(cpu, a, b, c != 0)
+        return zpci_refresh_trans(cpu, domain.s390.fh, a, b, c != 0)
     elif call == INIT_FQ:
         return iommu_dma_init_fq(cookie, domain.s390, a, b)
     elif call == STORE_TYPE:
@@ -111,7 +112,7 @@ def history_call(context, cpu_id, call, a, b, c):  # noqa: C901, PLR0911, PLR091
     elif call == CLEAR:
         s390_iommu_unmap_pages(cpu, domain.s390, a, b)
     elif call == SET_SHADOW_PTE:
-        return set_pte(deref(hypervisor_t, cpu.hypervisor).shadow, cpu.spares, a, b)
+        return set_pte(function_of(deref(hypervisor_t, cpu.hypervisor), 0).shadow, cpu.spares, a, b)
     return 0
 
 

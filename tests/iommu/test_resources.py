@@ -148,7 +148,7 @@ def test_a_strict_ism_device_never_sees_a_global_flush():
     with History("DMA", device="ism", aperture_mb=1) as history:
         live = history.map(16)
         history.map_and_unmap(3 * PAGES, pages=16)
-        assert not history.hypervisor.device_in_error
+        assert not history.layout.segment["functions"][0].device_in_error
         assert history.is_mapped(live)
 
 
@@ -157,16 +157,16 @@ def test_making_room_in_the_host_puts_an_ism_device_into_error():
         assert history.map(8)
         assert history.map(8) == 0
         assert history.ctrs.flushes_no_resources == 1
-        assert history.hypervisor.device_in_error
+        assert history.layout.segment["functions"][0].device_in_error
 
 
 def test_the_old_lazy_scheme_puts_an_ism_device_into_error_when_addresses_wrap_round():
     with History("s390-lazy", aperture_mb=1, device="ism") as history:
         history.map(1)
         history.map_and_unmap(PAGES - 1)
-        assert not history.hypervisor.device_in_error
+        assert not history.layout.segment["functions"][0].device_in_error
         assert history.map(1) == 0
-        assert history.hypervisor.device_in_error
+        assert history.layout.segment["functions"][0].device_in_error
 
 
 def test_for_a_device_in_error_every_refresh_fails_with_eio_and_no_room_is_asked_for():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from emu.hypervisor.functions import function_of
 from emu.hypervisor.iotlb import IOTLB_SETS, IOTLB_WAYS
 from emu.hypervisor.state import hypervisor_t
 from emu.iommu.domain import iommu_domain
@@ -18,7 +19,8 @@ COUNTS = ("live", "faults", "unmapping", "stale", "stale_to_others", "undecided"
 @entry
 def access_once(context, device, pfn):
     cpu = deref(cpu_t, context)
-    dma_access(cpu, deref(device_t, device), deref(hypervisor_t, cpu.hypervisor), deref(iommu_domain, cpu.domain), pfn)
+    hv = deref(hypervisor_t, cpu.hypervisor)
+    dma_access(cpu, deref(device_t, device), hv, function_of(hv, 0), deref(iommu_domain, cpu.domain), pfn)
     return 0
 
 

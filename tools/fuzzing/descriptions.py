@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import tomli_w
 
@@ -15,7 +16,7 @@ from fuzzing.target import Target, WrongError
 
 _WORDS = [
     b"[machine]\n", b"[domain]\n", b"[hypervisor]\n", b"[workload]\n", b"[costs]\n", b"[[machine.timeline]]\n",
-    b"timeline = ",
+    b"[[function]]\n", b"timeline = ",
     b'preset = "zvm"\n', b'types = ["DMA", "DMA-FQ"]\n', b"fq_size = ", b"seconds = ", b"ops = ",
     b"block_kb = { 4 = 0.5 }\n",
     b"reserved = [[0, 4095]]\n", b"at_s = ", b"nan", b"inf", b"-inf", b"true", b'""', b"1979-05-27", b"07:32:00",
@@ -73,7 +74,11 @@ class MachineFile(_File):
             ],
         )  # fmt: skip
         short = '[hypervisor]\npreset = "lpar"\n[machine]\ncpus = 2\n'
-        return [text.encode() for text in (whole, switching.to_toml(), large.to_toml(), short, "")]
+        several = (
+            '[[function]]\nname = "A"\ntype = "DMA-FQ"\nfq_size = 64\n[[function]]\ncpus = 0\ndevice = "ism"\n'
+            "[function.workload]\nqueue_depth = 3\nblock_kb = { 4 = 0.5 }\n"
+        )
+        return [text.encode() for text in (whole, switching.to_toml(), large.to_toml(), short, several, "")]
 
     def feed(self, data: bytes) -> None:
         self._file.write_bytes(data)
@@ -127,7 +132,9 @@ class Options(_File):
 
 def _sections() -> dict[str, list[str]]:
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {name: list(section.model_fields) for name, section in sections.items() if section}
+    # What there are several of is a list.
+    models = {name: (*get_args(section), section)[0] for name, section in sections.items() if section}
+    return {name: list(model.model_fields) for name, model in models.items()}
 
 
 def _keys() -> list[str]:

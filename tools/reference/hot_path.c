@@ -194,9 +194,10 @@ static inline int64_t set_pte(struct io_pgtable *pgtable, int64_t pfn, int64_t p
 
 /* --- hypervisor, served inline ------------------------------------------------------------------------------------ */
 
-static slow int64_t walk_guest_table(struct hypervisor_t *hv, int64_t start_pfn, int64_t end_pfn)
+static slow int64_t walk_guest_table(struct hypervisor_t *hv, struct function_t *function, int64_t start_pfn,
+				     int64_t end_pfn)
 {
-	struct io_pgtable *pgtable = DEREF(io_pgtable, hv->guest_table);
+	struct io_pgtable *pgtable = DEREF(io_pgtable, function->guest_table);
 	int64_t inspected = 0, pfn = start_pfn;
 
 	while (pfn < end_pfn) {
@@ -239,15 +240,26 @@ static slow void spend(struct cpu_t *cpu, int64_t deadline_ns)
 		spend_until(min(deadline_ns, now_ns() + STEP_NS));
 }
 
+static inline int64_t function_number(struct hypervisor_t *hv, int64_t fh)
+{
+	int64_t number = fh & ~FH_ENABLED;
+
+	return fh & FH_ENABLED && number < hv->function_count ? number : NO_FUNCTION;
+}
+
 static slow void serve_request(struct cpu_t *cpu, struct hypervisor_t *hv, struct request_t *request)
 {
+	int64_t number = function_number(hv, request->fh);
+	struct function_t *function = DEREF(function_t, hv->functions) + number;
 	struct server_t *server = DEREF(server_t, cpu->server);
 	int64_t started_ns = now_ns();
 	int64_t counts = 0, walked, changed, emulated_ns, finished_ns;
 
+	if (unlikely(number == NO_FUNCTION))
+		off_the_path();
 	note_waiting(server, request, hv->is_inline ? hv->free_at_ns : server->free_at_ns, started_ns);
 	if (hv->shadows || hv->walk_ps)
-		counts = walk_guest_table(hv, request->start_pfn, request->start_pfn + request->pages);
+		counts = walk_guest_table(hv, function, request->start_pfn, request->start_pfn + request->pages);
 	walked = hv->absent_counts ? request->pages : counts >> 32;
 	changed = counts & 0xFFFFFFFF;
 	emulated_ns = hv->intercept_ns + (walked * hv->walk_ps + changed * hv->change_ps) / 1000;
@@ -279,12 +291,13 @@ static slow int64_t take_turn(struct cpu_t *cpu, struct hypervisor_t *hv)
 	return ticket;
 }
 
-static slow void rpcit(struct cpu_t *cpu, int64_t start_pfn, int64_t pages, bool is_global)
+static slow void rpcit(struct cpu_t *cpu, int64_t fh, int64_t start_pfn, int64_t pages, bool is_global)
 {
 	struct hypervisor_t *hv = DEREF(hypervisor_t, cpu->hypervisor);
 	struct request_t *request = DEREF(request_t, cpu->request);
 	int64_t ticket;
 
+	request->fh = fh;
 	request->start_pfn = start_pfn;
 	request->pages = pages;
 	request->is_global = is_global;
@@ -296,6 +309,11 @@ static slow void rpcit(struct cpu_t *cpu, int64_t start_pfn, int64_t pages, bool
 	cmpxchg_64(&hv->head, ticket, ticket + 1);
 	serve_request(cpu, hv, request);
 	spin_unlock(&hv->lock);
+	cpu->ctrs.requests++;
+	cpu->ctrs.request_wait_ns += request->wait_ns;
+	cpu->ctrs.request_service_ns += request->service_ns;
+	if (is_global)
+		record_value(cpu->flush_histogram, now_ns() - request->posted_ns);
 }
 
 /* --- s390 driver -------------------------------------------------------------------------------------------------- */
@@ -329,7 +347,7 @@ static void s390_iommu_unmap_pages(struct cpu_t *cpu, struct s390_domain *domain
 static slow void s390_iommu_flush_iotlb_all(struct cpu_t *cpu, struct s390_domain *domain)
 {
 	cpu->ctrs.global_rpcits++;
-	rpcit(cpu, domain->aperture_start_pfn, domain->aperture_pages, true);
+	rpcit(cpu, domain->fh, domain->aperture_start_pfn, domain->aperture_pages, true);
 }
 
 static inline void s390_iommu_iotlb_sync_map(struct s390_domain *domain)

@@ -15,6 +15,7 @@ from emu.report.page.contention import contention
 from emu.report.page.exposure import exposure
 from emu.report.page.fairness import fairness
 from emu.report.page.flush_timeline import flush_timeline
+from emu.report.page.functions import functions
 from emu.report.page.latency import latency
 from emu.report.page.over_time import over_time
 from emu.report.page.series import Subject
@@ -65,6 +66,7 @@ def report_page(subjects: Sequence[Subject], plotly_js: str) -> str:
     """
     sections = [
         comparison(subjects),
+        *functions(subjects),
         over_time(subjects),
         latency(subjects),
         flush_timeline(subjects),
