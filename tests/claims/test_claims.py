@@ -64,7 +64,7 @@ def test_hypervisors_of_the_series_have_one_set_of_numbers_for_all_its_claims():
         assert not CLAIMS[name].settings.keys() & {"hypervisor", "costs"}
 
 
-@pytest.mark.parametrize("claim", ["C4", "C7", "C10", "C11"])
+@pytest.mark.parametrize("claim", ["C4", "C7", "C11"])
 def test_it_holds(claim):
     assert set(verdicts(claim, **_short(claim)).values()) == {HOLDS}
 
@@ -140,8 +140,8 @@ def test_a_curve_that_is_not_met_is_blamed_on_the_model_only_where_its_file_says
 
 
 def test_a_curve_is_met_with_the_value_that_was_fitted():
-    curve = {**CURVE, "published": {"4": 195.0, "8": 97.0}}
-    other = {**CURVE, "name": "another", "published": {"4": 198.0, "16": 49.0}}
+    curve = {**CURVE, "published": {"4": 240.0, "8": 120.0}}
+    other = {**CURVE, "name": "another", "published": {"4": 225.0, "16": 58.0}}
     curves = {"curve": [curve, other], "fit": [FIT], "settings": {"machine": {"seconds": 0.002}}}
     findings = list(bench().findings([Claim.model_validate({**MINIMAL, **curves})]))
     assert [finding.details["fitted"] for finding in findings] == [{"hypervisor.intercept_ns": 1000.0}] * 2
