@@ -193,7 +193,6 @@ class RunningMachine:
         """The rings in use, and whose each is."""
         if "rings" not in self._segment:
             return np.zeros(0, iova_fq), ()
-        rings = copies.copy_of("rings")
         chosen: list[int] = []
         numbers: list[int] = []
         for number, (first, cookie) in enumerate(zip(self.about["first_rings"], domain["cookie"], strict=True)):
@@ -201,7 +200,7 @@ class RunningMachine:
                 count = int(cookie["fq_rings"])
                 chosen += range(first, first + count)
                 numbers += [number] * count
-        return rings[chosen], tuple(numbers)
+        return copies.copy_of("rings")[chosen], tuple(numbers)
 
     def _oldest_ticks(self, rings: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         if not len(rings):

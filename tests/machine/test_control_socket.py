@@ -166,7 +166,7 @@ def test_clients_that_come_as_fast_as_they_are_taken_do_not_keep_the_machine(mac
 
 def test_a_client_that_always_wants_more_does_not_keep_the_operator():
     class Sysfs:
-        def write(self, _name, _value):
+        def write(self, _name, _value, _function):
             return Answer("EPERM", "a driver is bound")
 
     class Greedy:

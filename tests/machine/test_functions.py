@@ -209,4 +209,4 @@ def test_functions_run_whether_compiled_or_not(engine):
     small = {"domain": {"aperture_mb": 16, "iova_ranges": 4096}, "workload": {"queue_depth": 2}}
     result = run(lazy, STRICT, engine=engine, ops=60 if interpreted else 2000, **small)
     assert_sound(result)
-    assert result["functions"][0]["flushes"]["full"] > 0
+    assert sum(result["functions"][0]["flushes"].values()) > 0
