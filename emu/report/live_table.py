@@ -172,12 +172,14 @@ def _rings(figures: Figures, order: str) -> Section | None:
 
 def _flushes(figures: Figures) -> Section:
     flushes = figures["flushes"]
+    # Only a policy flushes early: most machines have no room to spare for a column of zeros.
+    causes = [cause for cause in _CAUSES if cause != "early" or flushes.get(cause, {}).get("count")]
     return Section(
         "flushes",
-        (Column("flushes", 10, left=True), *(Column(name, 9) for name in _CAUSES.values())),
+        (Column("flushes", 10, left=True), *(Column(_CAUSES[cause], 9) for cause in causes)),
         [
-            [Cell("per s"), *(Cell(_exact(flushes[cause]["count_per_s"])) for cause in _CAUSES)],
-            [Cell("in all", _QUIET), *(Cell(amount(flushes[cause]["count"])) for cause in _CAUSES)],
+            [Cell("per s"), *(Cell(_exact(flushes[cause]["count_per_s"])) for cause in causes)],
+            [Cell("in all", _QUIET), *(Cell(amount(flushes[cause]["count"])) for cause in causes)],
         ],
     )
 
