@@ -301,18 +301,19 @@ def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     cpu.ctrs.flushes_full += 1
     fq_flush_iotlb(cpu, cookie, CAUSE_FULL, fq.mod_mask)
     fq_ring_free_locked(cpu, cookie, fq)
-    if not fq_full(fq):
-        return
-    if not cookie.wait_on_overrun:
+    if cookie.wait_on_overrun:
+        # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
+        while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):
+            yield_core(cpu)
+            fq_ring_free_locked(cpu, cookie, fq)
+        if not read_once(deref(int64_t, cpu.abort), "value"):
+            return
+        # All is being stopped, and nobody may finish a flush any longer: it comes to what the kernel does.
+    if fq_full(fq):
         # The kernel's append wraps: the ring reads as empty, and all it held is lost with the new entry.
         cpu.ctrs.overruns += 1
         cpu.ctrs.overrun_iovas += fq.mod_mask + 1
         trace(cpu, EVENT_OVERRUN, fq.mod_mask + 1)
-        return
-    # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
-    while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):
-        yield_core(cpu)
-        fq_ring_free_locked(cpu, cookie, fq)
 
 
 @slow

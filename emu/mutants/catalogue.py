@@ -344,7 +344,7 @@ MUTANTS = {
             (
                 Edit(
                     _SERVICE,
-                    "serve_request",
+                    "take_flush_up",
                     "function = function_of(hv, about)",
                     "function = function_of(hv, (about + 1) % hv.function_count)",
                 ),

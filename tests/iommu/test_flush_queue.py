@@ -286,6 +286,8 @@ def test_nobody_waits_for_a_flush_once_the_machine_is_stopped():
         history.layout.segment["control"][0].abort = 1
         history.unmap(last, cpu=1)
         assert history.ctrs.flushes_full == 1
+        # What is lost for that is counted, and the books balance.
+        assert (history.ctrs.overruns, history.ctrs.overrun_iovas) == (1, 16)
 
 
 # The timer.

@@ -138,7 +138,7 @@ def test_a_type_is_switched_for_one_function_alone():
         assert [own["type_at_end"] for own in result["functions"]] == ["DMA", "DMA-FQ"]
         assert [switch["function"] for switch in result["switches"]] == [1]
         strict, lazy = result["functions"]
-        assert strict["flushes"] == {"full": 0, "timeout": 0, "no_resources": 0, "wrap": 0}
+        assert strict["flushes"] == dict.fromkeys(("full", "timeout", "no_resources", "wrap", "early"), 0)
         assert lazy["flushes"]["full"] + lazy["flushes"]["timeout"] > 0
 
 
