@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from emu.analysis.flushes import CAUSES
 from emu.analysis.run_result import COUNTED_VIOLATIONS
 from emu.iommu.domain import DOMAIN_TYPES, S390_LAZY
 from emu.iommu.flush_queue import FLUSH_NONE
@@ -37,7 +38,6 @@ STARTING, RUNNING, FLUSHING, QUEUED, SERVED, RESTING, FINISHED, DEAD = (
 """What a process does: it has not begun; nothing that could be told; a flush of the queue; it waits for the hypervisor;
 the hypervisor serves its request; it rests while no driver is bound; it has ended; it died."""
 
-CAUSES = ("full", "timeout", "no_resources", "wrap", "early")
 _TYPE_NAMES = {number: name for name, number in DOMAIN_TYPES.items()}
 
 

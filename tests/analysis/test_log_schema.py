@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 import emu
-from emu.analysis.log_schema import AnyEntry, entry_adapter
+from emu.analysis.flushes import CAUSES
+from emu.analysis.log_schema import AnyEntry, Cause, entry_adapter
 from emu.analysis.machine_log import MOST_ENTRIES, Clock, log_entries
 from emu.cli.session import Session
 from emu.experiment import MachineError
@@ -85,6 +86,10 @@ def kinds():
     return {
         name for model in get_args(get_args(AnyEntry)[0]) for name in get_args(model.model_fields["event"].annotation)
     }
+
+
+def test_the_log_knows_every_cause_of_a_flush():
+    assert get_args(Cause) == CAUSES
 
 
 @pytest.fixture(scope="module")

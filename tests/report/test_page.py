@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emu.analysis.flushes import CAUSES
 from emu.analysis.run_data import load_run
-from emu.report.page.colours import DARK, SERIES
+from emu.report.live_table import _CAUSES as LIVE_NAMES
+from emu.report.page.colours import CAUSES as COLOURS
+from emu.report.page.colours import DARK, SERIES, SYMBOLS
 from emu.report.page.document import report_page
+from emu.report.page.flush_timeline import _NAMES as NAMES
 from emu.report.page.series import subjects_of
 from emu.report.page.text import kept_together, markup
 
@@ -93,6 +97,12 @@ def test_lines_stand_out_in_light_and_dark(colour):
     # 3 is what WCAG 2 asks for graphics; the panels behind charts are a little off the paper.
     assert contrast(colour, "#f5f7f9") > 3.5
     assert contrast(DARK[colour], "#1a2027") > 3.5
+
+
+def test_every_cause_of_a_flush_has_names_and_looks_of_its_own():
+    assert tuple(NAMES) == tuple(LIVE_NAMES) == CAUSES
+    assert len(set(COLOURS)) == len(COLOURS) == len(CAUSES) <= len(SYMBOLS)
+    assert set(COLOURS) <= set(SERIES)
 
 
 def test_identities_are_unique_and_links_lead_to_them(folder, report_on):

@@ -9,7 +9,8 @@ INK, FAINT_INK, GRID, PAPER = "#1b2026", "#57606a", "#dfe3e8", "#ffffff"
 
 SERIES = ("#0b6bb0", "#c75000", "#00805c", "#a23b7c", "#8a6500", "#5b4bb5", "#5f6770", "#b3261e")
 """After Okabe and Ito, darkened until each has a contrast of 4 to white."""
-CAUSES = ("#c75000", "#0b6bb0", "#a23b7c", "#00805c")
+CAUSES = ("#c75000", "#0b6bb0", "#a23b7c", "#00805c", "#8a6500")
+"""Of flushes, by cause."""
 
 DARK = {
     INK: "#e7eaee",
