@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from emu.analysis.breakdown import breakdown
 from emu.analysis.deaths import most_in_hand
+from emu.analysis.flushes import CAUSES
 from emu.analysis.violations import BOOKS, books_out_of_balance, first_violations
 from emu.config import QUEUED, Config, DomainType
 from emu.iommu.counters import KERNEL_NAMES
@@ -39,11 +40,8 @@ def run_result(
 
     Times are ns, rates are per second; `latency_ns` and `exposure` come from histograms whose buckets are 3 % wide.
     """
-    cpus = recording.contexts[: recording.cpus]
     ctrs = recording.contexts["ctrs"]
-    seconds = seconds_of(cpus)
-    pairs = int(cpus["ctrs"]["unmaps"].sum())
-    global_flushes = int(ctrs["global_rpcits"].sum())
+    figures = figures_of(recording)
     if functions:
         conservation = _conservation_of_all(functions)
         violations = _violations_of_all(recording, functions)
@@ -57,36 +55,18 @@ def run_result(
         "workload": workload.name,
         "preset": config.hypervisor.preset,
         "cpus": recording.cpus,
-        "ops": pairs,
-        "seconds": seconds,
-        "pairs_per_s": pairs / seconds if seconds else 0.0,
-        "pages_per_s": int(cpus["ctrs"]["unmapped_pages"].sum()) / seconds if seconds else 0.0,
-        "pairs_by_cpu": [int(count) for count in cpus["ctrs"]["unmaps"]],
-        "latency_ns": {
-            "map": latency_of(recording.histograms["map"], recording.tick_ns),
-            "unmap": latency_of(recording.histograms["unmap"], recording.tick_ns),
-        },
+        **figures,
+        "pairs_by_cpu": [int(count) for count in ctrs["unmaps"][: recording.cpus]],
         "histograms": _histograms(recording),
-        "counters": kernel_counters(ctrs),
         "phases": _phases(workload, recording),
-        "maps": int(ctrs["maps"].sum()),
-        "unmaps": int(ctrs["unmaps"].sum()),
-        "map_failures": int(ctrs["map_failures"].sum()),
         "flush_timeout_ns": {
             "mean": _timeout_ticks(ctrs) * recording.tick_ns,
             "max": float(ctrs["timeout_max_ticks"].max()) * recording.tick_ns,
         },
-        "flushes": flush_counts(ctrs),
-        "flush_ns": latency_of(recording.histograms["flush"], 1.0),
-        "iovas_per_flush": int(ctrs["reclaimed"].sum()) / global_flushes if global_flushes else None,
-        "queue": queue_of(recording),
-        "overruns": int(ctrs["overruns"].sum()),
-        "overrun_iovas": int(ctrs["overrun_iovas"].sum()),
         "rcache_flushes": int(ctrs["rcache_flushes"].sum()),
         "locks": _locks(recording),
         "breakdown": _breakdown(recording),
-        "hypervisor": _hypervisor(recording, seconds),
-        "exposure": exposure_of(recording, ctrs),
+        "hypervisor": _hypervisor(recording, figures["seconds"]),
         "violations": sum(violations.values()),
         "violations_by_kind": violations,
         "first_violations": first_violations(recording),
@@ -105,7 +85,6 @@ def run_result(
         "segment_bytes": recording.segment_bytes,
         "fell_back_to_strict": recording.fq_init_failed or is_denied_its_queue(config, domain),
         "device": config.device,
-        "device_error": recording.device_in_error,
         "policy": recording.policy,
         "bugs": list(config.domain.bugs),
         "faults": list(config.machine.faults),
@@ -114,15 +93,35 @@ def run_result(
     }
 
 
+def figures_of(recording: Recording) -> dict[str, Any]:
+    """What CPUs and timer did and what it took them, said alike of a machine and of one of its functions."""
+    cpus, ctrs = recording.contexts[: recording.cpus], recording.contexts["ctrs"]
+    seconds, pairs = _seconds(cpus), int(cpus["ctrs"]["unmaps"].sum())
+    global_flushes = int(ctrs["global_rpcits"].sum())
+    return {
+        "ops": pairs,
+        "seconds": seconds,
+        "pairs_per_s": pairs / seconds if seconds else 0.0,
+        "pages_per_s": int(cpus["ctrs"]["unmapped_pages"].sum()) / seconds if seconds else 0.0,
+        "latency_ns": {name: _latency(recording.histograms[name], recording.tick_ns) for name in ("map", "unmap")},
+        "flush_ns": _latency(recording.histograms["flush"], 1.0),
+        "counters": _kernel_counters(ctrs),
+        "maps": int(ctrs["maps"].sum()),
+        "unmaps": int(ctrs["unmaps"].sum()),
+        "map_failures": int(ctrs["map_failures"].sum()),
+        "flushes": {cause: int(ctrs[f"flushes_{cause}"].sum()) for cause in CAUSES},
+        "iovas_per_flush": int(ctrs["reclaimed"].sum()) / global_flushes if global_flushes else None,
+        "queue": _queue(recording),
+        "overruns": int(ctrs["overruns"].sum()),
+        "overrun_iovas": int(ctrs["overrun_iovas"].sum()),
+        "exposure": _exposure(recording, ctrs),
+        "device_error": recording.device_in_error,
+    }
+
+
 def type_at_end(recording: Recording) -> str:
     """The type that the domain had in the end; of several functions the first one's."""
     return _TYPE_NAMES[int(recording.domain["type"][0])]
-
-
-def flush_counts(ctrs: npt.NDArray[Any]) -> dict[str, int]:
-    """Flushes of everything, by cause."""
-    causes = ("full", "timeout", "no_resources", "wrap", "early")
-    return {cause: int(ctrs[f"flushes_{cause}"].sum()) for cause in causes}
 
 
 def violations_of(recording: Recording, conservation: dict[str, Any] | None) -> dict[str, int]:
@@ -160,7 +159,7 @@ def _notes(config: Config, domain: DomainType, functions: Sequence[dict[str, Any
     return [f"{who}: an ISM device has no flush queue, whatever is asked for; the domain is strict." for who in denied]
 
 
-def seconds_of(cpus: npt.NDArray[Any]) -> float:
+def _seconds(cpus: npt.NDArray[Any]) -> float:
     """From when the first of these CPUs started until the last one stopped."""
     ran = cpus[cpus["started_ns"] > 0]
     if not len(ran):
@@ -169,7 +168,7 @@ def seconds_of(cpus: npt.NDArray[Any]) -> float:
     return max(float(stopped.max() - ran["started_ns"].min()), 0.0) / 1e9
 
 
-def latency_of(histogram: npt.NDArray[np.int64], unit_ns: float) -> dict[str, float]:
+def _latency(histogram: npt.NDArray[np.int64], unit_ns: float) -> dict[str, float]:
     """Percentiles, maximum and mean, in ns, of a histogram whose values are of `unit_ns`."""
     result = {name: round(percentile(histogram, fraction) * unit_ns, 1) for name, fraction in _PERCENTILES.items()}
     counted = np.flatnonzero(histogram)
@@ -191,7 +190,7 @@ def _histograms(recording: Recording) -> dict[str, list[list[float]]]:
     return found
 
 
-def kernel_counters(ctrs: npt.NDArray[Any]) -> dict[str, int]:
+def _kernel_counters(ctrs: npt.NDArray[Any]) -> dict[str, int]:
     """The counters that the kernel has, under its names."""
     return {name: int(ctrs[field].sum()) for name, field in KERNEL_NAMES.items()}
 
@@ -211,7 +210,7 @@ def _phases(workload: Workload, recording: Recording) -> list[dict[str, Any]]:
     return [{"name": name, "counters": sums[phase]} for phase, name in enumerate(workload.phases)]
 
 
-def queue_of(recording: Recording) -> dict[str, Any] | None:
+def _queue(recording: Recording) -> dict[str, Any] | None:
     """The flush queue; None where there is none, or one for each of several functions."""
     if not len(recording.rings):
         return None
@@ -291,15 +290,15 @@ def _command_queue(recording: Recording) -> dict[str, int] | None:
 
 def _waits(histogram: npt.NDArray[np.int64], servers: npt.NDArray[Any], name: str) -> dict[str, Any]:
     return {
-        **latency_of(histogram, 1.0),
+        **_latency(histogram, 1.0),
         "max": int(servers[f"max_{name}_ns"].max(initial=0)),
         "total": int(servers[f"total_{name}_ns"].sum()),
     }
 
 
-def exposure_of(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
+def _exposure(recording: Recording, ctrs: npt.NDArray[Any]) -> dict[str, Any]:
     """For how long, and how much, could be reached after its unmap."""
-    latency = latency_of(recording.histograms["exposure"], recording.tick_ns)
+    latency = _latency(recording.histograms["exposure"], recording.tick_ns)
     left = recording.teardown
     longest = (ctrs["exposure_max_ticks"].max(), recording.supervisor["ctrs"]["exposure_max_ticks"])
     return {
