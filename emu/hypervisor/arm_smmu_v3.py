@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.doorbell import ring_doorbell
 from emu.hypervisor.state import (
     REQUEST_IDLE,
     REQUEST_POSTED,
@@ -32,10 +33,8 @@ from emu.native.atomics import (
     fetch_add,
     fetch_and,
     fetch_xor,
-    int64_t,
     read_once,
     smp_load_acquire,
-    smp_mb,
     smp_store_release,
     write_once,
 )
@@ -45,7 +44,7 @@ from emu.native.cost import COST_REQUEST
 from emu.native.lines import take_line, write_lines
 from emu.native.record import address_of, deref, element
 from emu.native.time import charge, yield_core
-from emu.native.wait import poll, wake_pollers, wake_up
+from emu.native.wait import is_aborted, poll, wake_pollers
 
 CMDQ_OP_CMD_SYNC = 0x46
 CMDQ_OP_TLBI = 0x12
@@ -65,11 +64,6 @@ _QUARTER = (1 << 16) - 1
 
 _CMD_BYTES = smmu_cmd.itemsize
 _WORD_BYTES = word_t.itemsize
-
-
-@inline
-def _is_aborted(cpu: Any) -> bool:
-    return read_once(deref(int64_t, cpu.abort), "value") != 0
 
 
 # --- the ring -------------------------------------------------------------------------------------------------------
@@ -115,7 +109,7 @@ def _shared_lock(cpu: Any, cmdq: Any, count: int) -> None:
     if fetch_add(cmdq, "lock", count) >= 0:
         return
     looks = 0
-    while not _is_aborted(cpu):
+    while not is_aborted(cpu):
         take_line(cpu, address_of(cmdq, "lock"))
         held = read_once(cmdq, "lock")
         if held >= 0 and cmpxchg(cmdq, "lock", held, held + count) == held:
@@ -199,7 +193,7 @@ def _reserve_by_cmpxchg(cpu: Any, cmdq: Any, n: int) -> int:
     take_line(cpu, address_of(cmdq, "val"))
     val = read_once(cmdq, "val")
     looks = 0
-    while not _is_aborted(cpu):
+    while not is_aborted(cpu):
         prod, cons = val & (CMDQ_PROD_OWNED_FLAG - 1), val >> _CONS_SHIFT
         if not queue_has_space(cmdq, prod, cons, n):
             looks += 1
@@ -228,7 +222,7 @@ def _reserve_by_addition(cpu: Any, cmdq: Any, n: int) -> int:
     looks = 0
     take_line(cpu, address_of(cmdq, "cons"))
     while not queue_has_space(cmdq, prod, _known_cons(cmdq), n):
-        if _is_aborted(cpu):
+        if is_aborted(cpu):
             return _ABORTED
         looks += 1
         arm_smmu_cmdq_poll_until_not_full(cpu, cmdq, prod, n, looks)
@@ -281,7 +275,7 @@ def arm_smmu_cmdq_poll_valid_map(cpu: Any, cmdq: Any, prod: int, end: int) -> bo
         # Acquire: the commands are seen by the hardware that is told of them. Pairs with the exclusive or above.
         if smp_load_acquire(deref(word_t, word), "bits") & bits == (0 if prod & cmdq.entries else bits):
             prod = queue_inc_prod_n(cmdq, prod, run)
-        elif _is_aborted(cpu):
+        elif is_aborted(cpu):
             return False
         else:
             looks += 1
@@ -300,7 +294,7 @@ def _wait_for_previous_owner(cpu: Any, cmdq: Any, prod: int) -> bool:
         # Acquire: pairs with the release in _publish(), so that the hardware's prod never goes back.
         if smp_load_acquire(cmdq, "owner_prod") == prod:
             return True
-        if _is_aborted(cpu):
+        if is_aborted(cpu):
             return False
         looks += 1
         poll(cpu, address_of(cmdq, "owner_prod"), looks)
@@ -323,11 +317,7 @@ def _publish(cpu: Any, hv: Any, cmdq: Any, prod: int) -> None:
     """Tell the hardware how far commands are there, and the next owner that it may."""
     # Release: pairs with the acquire by which the hardware reads it.
     smp_store_release(cmdq, "prod_reg", prod)
-    # Either this CPU sees that the hardware sleeps or that sees the commands: pairs with smp_mb() before it does.
-    smp_mb()
-    if read_once(hv, "sleepers"):
-        fetch_add(hv, "doorbell", 1)
-        wake_up(cpu, address_of(hv, "doorbell"), 1)
+    ring_doorbell(cpu, hv)
     take_line(cpu, address_of(cmdq, "owner_prod"))
     # Release: the hardware has been told before. Pairs with the acquire in _wait_for_previous_owner().
     smp_store_release(cmdq, "owner_prod", prod)
@@ -374,7 +364,7 @@ def arm_smmu_cmdq_poll_until_msi(cpu: Any, cmdq: Any, prod: int) -> bool:
         # Acquire: pairs with the release by which the hardware writes it, once all before it has been done.
         if smp_load_acquire(cmd, "op") == 0:
             return True
-        if _is_aborted(cpu):
+        if is_aborted(cpu):
             return False
         looks += 1
         poll(cpu, address_of(cmd, "op"), looks)

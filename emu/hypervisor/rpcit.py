@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.arm_smmu_v3 import flush_by_commands
+from emu.hypervisor.doorbell import ring_doorbell
 from emu.hypervisor.functions import NO_FUNCTION, function_number, function_of
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import (
@@ -30,14 +31,14 @@ from emu.hypervisor.state import (
 from emu.hypervisor.turns import let_next_try, take_turn
 from emu.iommu.stages import STAGE_REQUEST, enter_stage, leave_stage, note_request
 from emu.iommu.tracepoints import EVENT_RPCIT, EVENT_RPCIT_DONE
-from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_mb, smp_store_release, write_once
+from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_store_release, write_once
 from emu.native.compile import inline, slow
 from emu.native.events import emit
 from emu.native.histogram import record_value
 from emu.native.lock import SLOT_BITS, spin_lock_polling, spin_unlock
 from emu.native.record import address_of, deref, element
 from emu.native.time import begin_operation, now_ns, now_ticks, relax
-from emu.native.wait import wait_on, wake_up
+from emu.native.wait import is_aborted, wait_on
 from emu.oracle.pages import note_own_flush
 
 __all__ = ["RPCIT_BUSY", "RPCIT_INSUFFICIENT_RESOURCES", "RPCIT_NOT_SERVED", "RPCIT_OK", "rpcit"]
@@ -145,11 +146,7 @@ def _post(cpu: Any, hv: Any, request: Any, ticket: int) -> None:
     request.ticket = ticket
     # Release: the request is written before its slot can be found. Pairs with the acquire in take_request().
     smp_store_release(element(int64_t, hv.ring, ticket & hv.ring_mask), "value", ticket << SLOT_BITS | (cpu.slot + 1))
-    # Either this CPU sees a sleeping server or the server sees the request: pairs with smp_mb() in the server's sleep.
-    smp_mb()
-    if read_once(hv, "sleepers"):
-        fetch_add(hv, "doorbell", 1)
-        wake_up(cpu, address_of(hv, "doorbell"), 1)
+    ring_doorbell(cpu, hv)
 
 
 @inline
@@ -163,6 +160,6 @@ def _wait_until_served(cpu: Any, hv: Any, request: Any) -> int:
         state = cmpxchg(request, "state", REQUEST_POSTED, REQUEST_POSTED | REQUEST_WAITERS)
         if state == REQUEST_DONE:
             return request.status
-        if read_once(deref(int64_t, cpu.abort), "value"):
+        if is_aborted(cpu):
             return RPCIT_NOT_SERVED
         wait_on(cpu, address_of(request, "state"), REQUEST_POSTED | REQUEST_WAITERS, _SLEEP_NS)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.hypervisor.doorbell import wait_for_work
 from emu.hypervisor.faults import complete, complete_with_faults, deliver_late
 from emu.hypervisor.functions import function_number
 from emu.hypervisor.service import serve_request
 from emu.hypervisor.state import REQUEST_POSTED, REQUEST_WAITERS, hypervisor_t, request_t, server_t
-from emu.native.atomics import cmpxchg, fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, write_once
+from emu.native.atomics import cmpxchg, int64_t, read_once, smp_load_acquire, write_once
 from emu.native.compile import inline, slow
 from emu.native.lock import SLOT_BITS, SLOT_MASK
-from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns, relax
-from emu.native.wait import wait_on
-
-_SLEEP_NS = 20_000_000
-_DEAD_NS = 1_000_000
-"""Nobody rings when a hypervisor that was dead on purpose comes back."""
+from emu.native.record import deref, element
+from emu.native.wait import is_aborted
 
 
 @inline
@@ -47,27 +43,12 @@ def is_waiting(request: Any, posted: int) -> bool:
 
 
 @slow
-def _wait_for_request(cpu: Any, hv: Any) -> None:
-    until_ns = now_ns(cpu) + hv.poll_ns
-    while now_ns(cpu) < until_ns and not read_once(hv, "is_dead"):
-        if read_once(hv, "tail") != read_once(hv, "head"):
-            return
-        relax(cpu)
-    seen = read_once(hv, "doorbell")
-    fetch_add(hv, "sleepers", 1)
-    # Pairs with smp_mb() in rpcit's _post().
-    smp_mb()
-    if read_once(hv, "tail") == read_once(hv, "head") or read_once(hv, "is_dead"):
-        wait_on(cpu, address_of(hv, "doorbell"), seen, _DEAD_NS if read_once(hv, "is_dead") else _SLEEP_NS)
-    fetch_add(hv, "sleepers", -1)
-
-
-@slow
 def _serve_one(cpu: Any, hv: Any, server: Any, posted: int) -> None:
     request = element(request_t, hv.requests, (posted & SLOT_MASK) - 1)
     if not is_waiting(request, posted):
         # In a machine that is being stopped guests do not wait to the end.
-        server.not_served += read_once(deref(int64_t, cpu.abort), "value") == 0
+        if not is_aborted(cpu):
+            server.not_served += 1
         return
     # What it finds is that function's affair; of an unknown one it serves nothing.
     cpu.function = max(function_number(hv, request.fh), 0)
@@ -113,4 +94,4 @@ def serve(cpu: Any) -> None:
         elif last_round:
             return
         else:
-            _wait_for_request(cpu, hv)
+            wait_for_work(cpu, hv)

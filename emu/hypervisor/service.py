@@ -36,6 +36,7 @@ from emu.native.histogram import record_value
 from emu.native.lock import spin_lock, spin_unlock
 from emu.native.record import deref, element
 from emu.native.time import charge, now_ns, spend_until
+from emu.native.wait import is_aborted
 from emu.oracle.pages import begin_flush, check_seen_invalid, end_flush, oracle_t
 
 _PAGES_PER_SEGMENT_TABLE = 1 << 19
@@ -203,7 +204,7 @@ def take_flush_up(cpu: Any, hv: Any, request: Any) -> None:
     """
     about = function_number(hv, request.fh)
     # Once all is stopped nobody waits for it any longer, and a walk may be long.
-    if about == NO_FUNCTION or read_once(deref(int64_t, cpu.abort), "value"):
+    if about == NO_FUNCTION or is_aborted(cpu):
         request.status = RPCIT_NOT_SERVED
         return
     function = function_of(hv, about)

@@ -9,44 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from emu.hypervisor.arm_smmu_v3 import CMDQ_OP_CMD_SYNC, CMDS_OF_A_FLUSH, queue_ent, queue_inc_prod_n, queue_len
+from emu.hypervisor.doorbell import has_commands, wait_for_work
 from emu.hypervisor.service import end_of_flush, take_flush_up
 from emu.hypervisor.state import arm_smmu_cmdq, request_t, server_t, smmu_cmd
-from emu.native.atomics import fetch_add, int64_t, read_once, smp_load_acquire, smp_mb, smp_store_release, write_once
-from emu.native.compile import inline, slow
+from emu.native.atomics import int64_t, read_once, smp_store_release, write_once
+from emu.native.compile import slow
 from emu.native.lines import write_lines
 from emu.native.lock import SLOT_BITS, SLOT_MASK
 from emu.native.record import address_of, deref, element
-from emu.native.time import now_ns, relax
-from emu.native.wait import wait_on, wake_pollers
+from emu.native.wait import wake_pollers
 
-_SLEEP_NS = 20_000_000
-_DEAD_NS = 1_000_000
 _CMD_BYTES = smmu_cmd.itemsize
-
-
-@inline
-def _has_commands(cmdq: Any) -> bool:
-    # Acquire: commands are read after it. Pairs with the release by which their owner writes it.
-    return smp_load_acquire(cmdq, "prod_reg") != cmdq.cons_reg
-
-
-@slow
-def _wait_for_commands(cpu: Any, hv: Any, cmdq: Any) -> None:
-    until_ns = now_ns(cpu) + hv.poll_ns
-    while now_ns(cpu) < until_ns and not read_once(hv, "is_dead"):
-        if _has_commands(cmdq):
-            return
-        relax(cpu)
-    seen = read_once(hv, "doorbell")
-    fetch_add(hv, "sleepers", 1)
-    # Pairs with smp_mb() of the owner that rings.
-    smp_mb()
-    if read_once(hv, "is_dead"):
-        # Nobody rings when it comes back.
-        wait_on(cpu, address_of(hv, "doorbell"), seen, _DEAD_NS)
-    elif not _has_commands(cmdq):
-        wait_on(cpu, address_of(hv, "doorbell"), seen, _SLEEP_NS)
-    fetch_add(hv, "sleepers", -1)
 
 
 @slow
@@ -114,9 +87,9 @@ def consume_commands(cpu: Any, hv: Any) -> None:
     _go_on(cpu, server, cmdq)
     while True:
         last_round = read_once(retired, "value") != 0
-        if _has_commands(cmdq) and not read_once(hv, "is_dead"):
+        if has_commands(cmdq) and not read_once(hv, "is_dead"):
             _consume(cpu, hv, server, cmdq)
         elif last_round:
             return
         else:
-            _wait_for_commands(cpu, hv, cmdq)
+            wait_for_work(cpu, hv)

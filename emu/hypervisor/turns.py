@@ -16,7 +16,8 @@ from emu.native.compile import inline, slow
 from emu.native.engine import by_engine
 from emu.native.lines import write_lines
 from emu.native.lock import SLOT_BITS, SLOT_MASK
-from emu.native.record import address_of, deref, element
+from emu.native.record import address_of, element
+from emu.native.wait import is_aborted
 
 _LOOKS = 100
 _WORD_BYTES = int64_t.itemsize
@@ -58,7 +59,7 @@ def _await_turn(cpu: Any, hv: Any, ticket: int) -> None:
             if smp_load_acquire(hv, "head") >= ticket:
                 return
             cpu_relax()
-        if read_once(deref(int64_t, cpu.abort), "value"):
+        if is_aborted(cpu):
             return
         _pass_the_dead(cpu, hv)
         sched_yield()

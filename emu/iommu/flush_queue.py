@@ -38,7 +38,6 @@ from emu.native.atomics import (
     atomic_t,
     barrier,
     fetch_add,
-    int64_t,
     read_once,
     smp_load_acquire,
     smp_mb,
@@ -54,6 +53,7 @@ from emu.native.lock import spin_lock, spin_unlock, spinlock_t
 from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge, now_ticks, spend_until, yield_core
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
+from emu.native.wait import is_aborted
 
 PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
 
@@ -200,11 +200,9 @@ def fq_flush_iotlb(cpu: Any, cookie: Any, cause: int, waiting: int) -> None:
 def fq_waiting(cpu: Any, cookie: Any) -> int:
     """Entries of all rings, for the log, as far as one sees without their locks; 0 where there is no log."""
     waiting = 0
-    if cpu.events and cookie.qt == SINGLE_QUEUE:
-        waiting = fq_depth(deref(iova_fq, cookie.single_fq))
-    elif cpu.events:
+    if cpu.events:
         for i in range(cookie.fq_rings):
-            waiting += fq_depth(element(iova_fq, cookie.percpu_fq, i))
+            waiting += fq_depth(_nth_ring(cookie, i))
     return waiting
 
 
@@ -260,10 +258,11 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
     write_once(cookie.fq_timer_on, "counter", 0)
     since = now_ticks(cpu)
     trace(cpu, EVENT_FLUSH_TIMEOUT, cookie.fq_timer.due_ns)
-    if not _flush_rings_by_range(cpu, cookie):
-        cpu.ctrs.flushes_timeout += 1
-        fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
-        fq_free_rings(cpu, cookie)
+    if _flush_rings_by_range(cpu, cookie):
+        return
+    cpu.ctrs.flushes_timeout += 1
+    fq_flush_iotlb(cpu, cookie, CAUSE_TIMEOUT, fq_waiting(cpu, cookie))
+    fq_free_rings(cpu, cookie)
     took = now_ticks(cpu) - since
     cpu.ctrs.timeout_ticks += took
     cpu.ctrs.timeout_max_ticks = max(cpu.ctrs.timeout_max_ticks, took)
@@ -272,11 +271,8 @@ def fq_flush_timeout(cpu: Any, cookie: Any) -> None:
 @slow
 def fq_free_rings(cpu: Any, cookie: Any) -> None:
     """What a timer does after its flush: free what that covers, ring after ring."""
-    if cookie.qt == SINGLE_QUEUE:
-        fq_ring_free(cpu, cookie, deref(iova_fq, cookie.single_fq))
-    else:
-        for i in range(cookie.fq_rings):
-            fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+    for i in range(cookie.fq_rings):
+        fq_ring_free(cpu, cookie, _nth_ring(cookie, i))
 
 
 @slow
@@ -303,10 +299,10 @@ def _flush_full_ring_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     fq_ring_free_locked(cpu, cookie, fq)
     if cookie.wait_on_overrun:
         # Every flush that started before ours will finish, and with ours that is one more than any stamp here.
-        while fq_full(fq) and not read_once(deref(int64_t, cpu.abort), "value"):
+        while fq_full(fq) and not is_aborted(cpu):
             yield_core(cpu)
             fq_ring_free_locked(cpu, cookie, fq)
-        if not read_once(deref(int64_t, cpu.abort), "value"):
+        if not is_aborted(cpu):
             return
         # All is being stopped, and nobody may finish a flush any longer: it comes to what the kernel does.
     if fq_full(fq):
@@ -443,10 +439,7 @@ def iommu_dma_free_fq(cpu: Any, cookie: Any) -> int:
         return 0
     cookie.fq_timer.state = TIMER_IDLE
     dropped = 0
-    if cookie.qt == SINGLE_QUEUE:
-        dropped = _drop_ring(cpu, cookie, deref(iova_fq, cookie.single_fq))
-    else:
-        for i in range(cookie.fq_rings):
-            dropped += _drop_ring(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))
+    for i in range(cookie.fq_rings):
+        dropped += _drop_ring(cpu, cookie, _nth_ring(cookie, i))
     cookie.fq_domain = 0
     return dropped

@@ -6,10 +6,9 @@ from errno import EIO, ENOMEM
 from typing import Any
 
 from emu.hypervisor.rpcit import RPCIT_BUSY, RPCIT_INSUFFICIENT_RESOURCES, RPCIT_OK, rpcit
-from emu.native.atomics import int64_t, read_once
 from emu.native.compile import slow
-from emu.native.record import deref
 from emu.native.time import now_ns, spend_until, yield_core
+from emu.native.wait import is_aborted
 
 ZPCI_INSN_BUSY_DELAY_NS = 1000
 
@@ -22,7 +21,7 @@ def zpci_refresh_trans(cpu: Any, fh: int, start_pfn: int, pages: int, is_global:
         0; -ENOMEM when the host is out of resources; -EIO when the device is in error, or the machine is being stopped.
     """
     answer = rpcit(cpu, fh, start_pfn, pages, is_global)
-    while answer == RPCIT_BUSY and not read_once(deref(int64_t, cpu.abort), "value"):
+    while answer == RPCIT_BUSY and not is_aborted(cpu):
         cpu.ctrs.busy_retries += 1
         spend_until(cpu, now_ns(cpu) + ZPCI_INSN_BUSY_DELAY_NS)
         # Whoever is to serve what waits may need this core.

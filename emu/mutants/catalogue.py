@@ -154,9 +154,8 @@ MUTANTS = {
                 Edit(
                     _FQ,
                     "fq_free_rings",
-                    "        for i in range(cookie.fq_rings):\n"
-                    "            fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, i))",
-                    "        fq_ring_free(cpu, cookie, element(iova_fq, cookie.percpu_fq, cpu.id))",
+                    "    for i in range(cookie.fq_rings):\n        fq_ring_free(cpu, cookie, _nth_ring(cookie, i))",
+                    "    fq_ring_free(cpu, cookie, _nth_ring(cookie, cpu.id))",
                 ),
             ),
             "the timer frees only the ring of the CPU on which it runs",

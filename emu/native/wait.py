@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.native.atomics import int64_t, read_once
 from emu.native.clock import cpu_relax, sched_yield
 from emu.native.compile import inline, slow
 from emu.native.engine import by_engine
 from emu.native.futex import EVERYONE, futex_wait, futex_wake
 from emu.native.record import deref, struct
 from emu.native.virtual import NEVER_PS, PS, fiber_of, sleep_on, wake
+
+
+@inline
+def is_aborted(cpu: Any) -> bool:
+    """Whether the machine is being stopped and those who could end a wait may be dead."""
+    return read_once(deref(int64_t, cpu.abort), "value") != 0
+
 
 _word_t = struct(value="i4")
 _LOOKS = 100

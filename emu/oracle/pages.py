@@ -21,6 +21,7 @@ from emu.native.cost import COST_CHECK_PAGE
 from emu.native.lines import write_lines
 from emu.native.record import deref, element, struct
 from emu.native.time import charge
+from emu.native.wait import is_aborted
 from emu.oracle.findings import (
     CHANGED_UNSEEN,
     GIVEN_BACK_TWICE,
@@ -197,7 +198,7 @@ def _judge_given_back(cpu: Any, oracle: Any, words: int, pfn: int, pages: int) -
     finished = smp_load_acquire(oracle, "finished")
     own = element(own_flush_t, oracle.own_flushes, cpu.slot)
     # Where the device is detached nothing is reached; where the machine is aborted nobody waits for flushes.
-    is_unreachable = oracle.reach_ended or read_once(deref(int64_t, cpu.abort), "value")
+    is_unreachable = oracle.reach_ended or is_aborted(cpu)
     undone = 0
     for i in range(pages):
         word = element(int64_t, words, i).value
