@@ -54,6 +54,7 @@ from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge, now_ticks, spend_until, yield_core
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
 from emu.native.wait import is_aborted
+from emu.oracle.pages import expect_pages
 
 PERCPU_QUEUE, SINGLE_QUEUE = 0, 1
 
@@ -61,6 +62,9 @@ iova_fq_entry = struct(iova_pfn="i8", pages="i8", counter="i8", queued_at="i8")
 """`counter`: flushes started when the entry was queued; `queued_at` in ticks."""
 _ENTRY_BYTES = iova_fq_entry.itemsize
 _COUNTER_BYTES = atomic64_t.itemsize
+
+_LOOK_AHEAD = 24
+"""Entries ahead of the one that is freed whose words the oracle has fetched: a microsecond or so."""
 
 iova_fq = struct(
     lines=("lock", "head"),
@@ -157,6 +161,9 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
         entry = element(iova_fq_entry, fq.entries, fq.head)
         if not may_free(cpu, cookie, entry, counter):
             break
+        if cookie.iovad.oracle:
+            ahead = element(iova_fq_entry, fq.entries, (fq.head + _LOOK_AHEAD) & fq.mod_mask)
+            expect_pages(cookie.iovad.oracle, ahead.iova_pfn, ahead.pages)
         _fq_ring_free_head(cpu, cookie, fq, entry, finished_at)
 
 

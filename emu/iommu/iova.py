@@ -25,7 +25,7 @@ from emu.native.rbtree import rb_erase, rb_link_before, rb_link_last, rb_node, r
 from emu.native.record import address_of, deref, element, pointer_to, struct
 from emu.native.time import charge
 from emu.native.timer import TIMER_IDLE, add_timer, timer_t
-from emu.oracle.pages import check_given_back, check_handed_out
+from emu.oracle.pages import check_given_back, check_handed_out, expect_pages
 
 IOVA_RANGE_CACHE_MAX_SIZE = 6
 IOVA_MAG_SIZE = 127
@@ -436,6 +436,13 @@ def _swap_magazines(cpu_rcache: Any) -> None:
 
 
 @inline
+def _expect_next(iovad: Any, magazine: Any, size: int) -> None:
+    """Have the oracle fetch what it will look at when the next pfn of this magazine is handed out."""
+    top = max(magazine.count - 1, 0)
+    expect_pages(iovad.oracle, element(int64_t, address_of(magazine, "pfns"), top).value, size)
+
+
+@inline
 def _iova_rcache_insert(cpu: Any, iovad: Any, pfn: int, size: int) -> bool:
     order = order_base_2(size)
     if order >= IOVA_RANGE_CACHE_MAX_SIZE:
@@ -475,6 +482,8 @@ def _iova_rcache_get(cpu: Any, iovad: Any, size: int, limit_pfn: int) -> int:
             has_pfn = _swap_in_depot_magazine(cpu, iovad, rcache, cpu_rcache)
     if has_pfn:
         pfn = _magazine_pop(cpu_rcache.loaded, limit_pfn - size)
+        if iovad.oracle:
+            _expect_next(iovad, deref(iova_magazine, cpu_rcache.loaded), size)
     spin_unlock(cpu, cpu_rcache.lock)
     return pfn
 

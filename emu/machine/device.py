@@ -130,6 +130,7 @@ def dma_access(cpu: Any, device: Any, hv: Any, function: Any, domain: Any, pfn: 
     finished = smp_load_acquire(oracle, "finished")
     # Acquire: of a page that is seen free nothing is found below. Pairs with smp_wmb() in check_given_back().
     word = smp_load_acquire(page, "value")
+    started = read_once(oracle, "started")
     pte = translate(hv, function, deref(iotlb_t, device.iotlb), pfn)
     # Entries are read with acquire, so the word is read again after them.
     guest = iova_to_phys(domain.s390.pgtable, pfn)
@@ -148,7 +149,7 @@ def dma_access(cpu: Any, device: Any, hv: Any, function: Any, domain: Any, pfn: 
         else:
             # Just handed out and not yet mapped, or cleared and not yet stamped.
             device.undecided += 1
-    elif word & PAGE_STATE == PAGE_UNMAPPED and finished <= epoch_of(word):
+    elif word & PAGE_STATE == PAGE_UNMAPPED and finished <= epoch_of(word, started):
         if unmapping:
             device.unmapping += 1
         else:

@@ -55,7 +55,7 @@ from emu.native.segment import SegmentPlan
 from emu.native.timer import firing_t, timer_base_t
 from emu.native.virtual import LINES_REMEMBERED, PS, START_PS, fiber_t, init_world, turn_t, world_t
 from emu.oracle.findings import findings_t
-from emu.oracle.pages import oracle_t, own_flush_t
+from emu.oracle.pages import oracle_t, own_flush_t, word_t
 from emu.workload.program import OP_MARK, RecordedTimes, Workload, op_t
 
 EVENTS_PER_CPU = 1 << 16
@@ -183,7 +183,7 @@ class Layout:
                 self._plan_policy(plan, self.policy)
         if self.config.machine.check:
             plan.add("oracle", oracle_t, functions)
-            plan.add("oracle_words", np.int64, functions * self.aperture_pages)
+            plan.add("oracle_words", word_t, functions * self.aperture_pages)
             plan.add("own_flushes", own_flush_t, functions * self.contexts)
         if self.devices:
             plan.add("devices", device_t, self.devices)

@@ -105,6 +105,10 @@ def barrier() -> None:
     """Earlier stores of this process are made before later ones, should it die in between; no instruction."""
 
 
+def prefetchw(address: int) -> None:
+    """The cache line at an address will soon be written: a hint that changes nothing but time, whatever is there."""
+
+
 def ilog2(value: int) -> int:
     """Index of the highest set bit of a positive number."""
     return int(value).bit_length() - 1
@@ -129,6 +133,7 @@ cmpxchg = llvm.Primitive(cmpxchg, llvm.field_cmpxchg())
 smp_mb = llvm.Primitive(smp_mb, llvm.fence("seq_cst"))
 smp_wmb = llvm.Primitive(smp_wmb, llvm.fence("release"))
 barrier = llvm.Primitive(barrier, llvm.compiler_barrier())
+prefetchw = llvm.Primitive(prefetchw, llvm.prefetch_to_write())
 ilog2 = llvm.Primitive(ilog2, llvm.log2_floor())
 ctz = llvm.Primitive(ctz, llvm.trailing_zeros())
 
@@ -145,6 +150,7 @@ __all__ = [
     "ilog2",
     "int64_t",
     "interpreted",
+    "prefetchw",
     "read_once",
     "smp_load_acquire",
     "smp_mb",

@@ -71,6 +71,8 @@ def _choose_cache() -> Path:
         except OSError:
             continue
         if os.access(root / key, os.W_OK) and (root / key).stat().st_uid == os.getuid():
+            # It is in use: others forget the oldest.
+            os.utime(root / key)
             _prune(root, key)
             return root / key
     return Path(tempfile.mkdtemp(prefix="emu-cache-"))
@@ -80,8 +82,16 @@ def _prune(root: Path, key: str) -> None:
     """Forget caches of old sources, whose names are as long, so that edits do not fill the disk."""
     folders = (folder for folder in root.iterdir() if folder.is_dir() and folder.name != key)
     others = [folder for folder in folders if len(folder.name) == len(key)]
-    for folder in sorted(others, key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_CACHES:]:
+    for folder in sorted(others, key=_last_used, reverse=True)[KEPT_CACHES:]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        # Another emu forgets it at this moment.
+        return 0.0
 
 
 config.CACHE_DIR = str(_choose_cache())

@@ -256,6 +256,21 @@ def pause() -> Typing:
     return typing
 
 
+def prefetch_to_write() -> Typing:
+    """`op(address)`: have a cache line fetched that is going to be written; any address will do."""
+
+    def typing(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+            fetch = _symbol(builder, "llvm.prefetch.p0i8", _VOID, [pointer.type, _I32, _I32, _I32])
+            builder.call(fetch, [pointer, _I32(1), _I32(3), _I32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    return typing
+
+
 def cycle_counter() -> Typing:
     """`op() -> int64`: the time-stamp counter."""
 

@@ -144,6 +144,7 @@ class History:
         self.context = self.layout.segment.address("contexts", self.layout.supervisor)
         self.ctrs = self.layout.segment["contexts"][self.layout.supervisor].ctrs
         self.findings = self.layout.segment["findings"]
+        self.oracle = self.layout.segment["oracle"][0]
         self.domain = self.layout.segment["domain"][0]
         self.group = self.layout.segment["group"][0]
         self.iovad = self.domain.cookie.iovad

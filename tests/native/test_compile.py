@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from emu.native import compile as compiling
 from emu.native.atomics import interpreted
-from emu.native.compile import COMPILED_FOLDERS, KEPT_CACHES, PACKAGE, source_key
+from emu.native.compile import COMPILED_FOLDERS, KEPT_CACHES, PACKAGE, _prune, source_key
 
 DECORATORS = {"jit", "inline", "slow", "entry"}
 
@@ -131,6 +132,17 @@ def test_caches_of_old_sources_are_forgotten(tmp_path):
     assert "something else" in left
     assert len(left) == KEPT_CACHES + 2
     assert f"{KEPT_CACHES + 4:016x}" in left
+
+
+@pytest.mark.interpreted
+def test_many_may_forget_the_same_caches_at_once(tmp_path):
+    for number in range(400):
+        folder = tmp_path / f"{number:016x}"
+        folder.mkdir()
+        os.utime(folder, (number, number))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: _prune(tmp_path, "f" * 16), range(8)))
+    assert len(list(tmp_path.iterdir())) == KEPT_CACHES
 
 
 @pytest.mark.interpreted

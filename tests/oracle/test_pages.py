@@ -146,6 +146,36 @@ def test_the_details_of_the_first_violations_are_kept_and_all_are_counted():
         assert all(int(record.at_ns) > 0 for record in records)
 
 
+# A word holds the lowest 29 bits of a flush's number.
+
+
+@pytest.mark.parametrize("flushes", [2**29 - 12, 5 * 2**29 - 3, 2**29, 2**34 - 1])
+def test_numbers_that_do_not_fit_a_word_change_nothing(flushes):
+    with of("DMA-FQ") as history:
+        history.oracle.started = history.oracle.finished = flushes
+        for _ in range(4):
+            history.map_and_unmap(2, pages=4)
+            history.map_and_unmap(2, pages=4, cpu=1)
+            history.fire_flush_timer()
+        assert history.oracle.started > flushes
+        assert history.violations == 0
+        (pfn,) = history.map_and_unmap(1, pages=4)
+        history.free(pfn, 4)
+        assert history.found("given_back_unflushed") == 4
+        own = history.findings[history.layout.supervisor]
+        assert int(own.records[0].expected) == int(own.records[0].found) + 1 == history.oracle.started + 1
+
+
+def test_pages_of_a_mapping_that_were_unmapped_apart_are_judged_each():
+    with of("DMA-FQ") as history:
+        pfn = history.map(4)
+        history.unmap(pfn, 3)
+        history.end_flush(history.begin_flush())
+        history.clear(pfn + 3)
+        history.free(pfn, 4)
+        assert history.found("given_back_unflushed") == 1
+
+
 # The exceptions.
 
 
