@@ -128,7 +128,8 @@ def dma_access(cpu: Any, device: Any, hv: Any, function: Any, domain: Any, pfn: 
     page = word_of(oracle, pfn)
     # Acquire: if a flush has ended here, its invalidations are seen below. Pairs with the exchange in end_flush().
     finished = smp_load_acquire(oracle, "finished")
-    # Acquire: of a page that is seen free nothing is found below. Pairs with smp_wmb() in check_given_back().
+    # Acquire: of a page that is seen free nothing is found below, and what has started is no less than its stamp. Pairs
+    # with smp_wmb() in check_given_back().
     word = smp_load_acquire(page, "value")
     started = read_once(oracle, "started")
     pte = translate(hv, function, deref(iotlb_t, device.iotlb), pfn)

@@ -71,7 +71,7 @@ hypervisor shadows nothing; `reach_ended`: the device is detached, and reaches n
 
 @inline
 def epoch_of(word: int, started: int) -> int:
-    """Flushes that had begun when a page's state changed; `started` was read after the word."""
+    """Flushes that had begun when a page's state changed; `started` is read after the word, and so is not below."""
     return started - _age_of(word, started)
 
 
@@ -219,9 +219,9 @@ def check_given_back(cpu: Any, oracle_address: int, pfn: int, pages: int) -> Non
     write_lines(cpu, words, pages * _WORD_BYTES)
     # Acquire: pairs with the exchange in end_flush().
     finished = smp_load_acquire(oracle, "finished")
-    # After that, so that it is not below: whoever unmapped the page has seen no more.
+    # Acquire: what has started is read after the word, so that it is no less than what is stamped there.
+    word = smp_load_acquire(element(word_t, words, 0), "value")
     started = read_once(oracle, "started")
-    word = read_once(element(word_t, words, 0), "value")
     is_right = (word & (PAGE_STATE | PAGE_UNDONE)) == PAGE_UNMAPPED and epoch_of(word, started) < finished
     if is_right and pages > 1:
         # Pages of a mapping are unmapped together.
@@ -242,13 +242,13 @@ def _judge_given_back(cpu: Any, oracle: Any, words: int, pfn: int, pages: int) -
     # Where the device is detached nothing is reached; where the machine is aborted nobody waits for flushes.
     is_unreachable = oracle.reach_ended or is_aborted(cpu)
     undone = 0
-    started = read_once(oracle, "started")
     for i in range(pages):
-        word = read_once(element(word_t, words, i), "value")
+        # Acquire, as above.
+        word = smp_load_acquire(element(word_t, words, i), "value")
         state = word & PAGE_STATE
         if state == PAGE_UNMAPPED:
             flushed = max(finished, own.number) if own.start_pfn <= pfn + i < own.end_pfn else finished
-            epoch = epoch_of(word, started)
+            epoch = epoch_of(word, read_once(oracle, "started"))
             if epoch >= flushed and not is_unreachable:
                 note_violation(cpu, GIVEN_BACK_UNFLUSHED, pfn + i, epoch + 1, flushed)
         elif state == PAGE_IN_USE:
