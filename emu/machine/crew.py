@@ -85,15 +85,12 @@ def _wake_on_time() -> None:
 
 
 def _private_bytes() -> int:
-    """Memory that only this process has: private pages outside the segment."""
-    private = counting = 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        head = line.split(maxsplit=1)[0]
-        if "-" in head and not head.endswith(":"):
-            counting = "/dev/shm/" not in line  # noqa: S108 - a mapping's path, not a file we make
-        elif counting and head in ("Private_Dirty:", "Private_Clean:"):
-            private += int(line.split()[1])
-    return private * 1024
+    """Memory that only this process has: its private pages. 0 where the kernel does not say."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
 
 
 class ProcessCrew:
@@ -101,10 +98,14 @@ class ProcessCrew:
 
     Args:
         in_child: called in each before it begins, to give up what only the parent shall have.
+        before_measuring: called in each before it measures its memory, to let go what is not its own.
     """
 
-    def __init__(self, in_child: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, in_child: Callable[[], None] = lambda: None, before_measuring: Callable[[], None] = lambda: None
+    ) -> None:
         self._in_child = in_child
+        self._before_measuring = before_measuring
         self._parent = os.getpid()
         self._poll = select.poll()
         self._members: dict[int, Member] = {}
@@ -144,6 +145,7 @@ class ProcessCrew:
         member.run(member.address)
         _note_usage(member.context, resource.RUSAGE_SELF)
         if member.measure_memory:
+            self._before_measuring()
             member.context.private_bytes = _private_bytes()
         os._exit(0)
 

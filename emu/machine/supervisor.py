@@ -316,7 +316,10 @@ class Machine:
             MachineError: when one cannot be started.
         """
         init_machine(self._own_context)
-        self._crew = ProcessCrew(self._socket.give_up) if self.config.machine.engine == "processes" else ThreadCrew()
+        if self.config.machine.engine == "processes":
+            self._crew = ProcessCrew(self._socket.give_up, self.layout.segment.let_go)
+        else:
+            self._crew = ThreadCrew()
         try:
             for member in self.members:
                 self._crew.start(member)

@@ -137,6 +137,7 @@ class Segment(NamedArrays):
         self.size = -(-(plan.size + _BASE_ALIGNMENT) // _BASE_ALIGNMENT) * _BASE_ALIGNMENT
         self._linked = False
         memory = _private_memory(self.size) if private else self._shared_memory()
+        self._memory = memory
         self._mapped = np.frombuffer(memory, np.uint8)
         aligned = self._mapped[-int(self._mapped.ctypes.data) % _BASE_ALIGNMENT :]
         super().__init__(plan.arrays, aligned, int(aligned.ctypes.data))
@@ -171,6 +172,11 @@ class Segment(NamedArrays):
             raise SegmentError(_no_room(self.size, error)) from None
         self._shared.close()
         return memory
+
+    def let_go(self) -> None:
+        """Have none of it count as this process's memory, until it is looked at again; what is in it stays."""
+        if self._linked:
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def unlink(self) -> None:
         """Remove the file; the memory goes with the last process that maps it."""

@@ -1,8 +1,8 @@
-"""Compile each entry as one program: its callees are linked into it unoptimised, and everything is optimised once.
+"""Compile each entry as one program: all that it calls is linked into it unoptimised, and everything is optimised once.
 
 numba optimises and emits machine code for every function by itself, then links it into its caller and optimises it
 there again, level by level. For a call tree as deep as a kernel's that takes a minute. Inside `whole_program()` only
-entries are optimised and emitted; what they call is typed, lowered to IR and linked. The result is there five times
+entries are linked, optimised and emitted; what they call is typed and lowered to IR. The result is there five times
 sooner, and faster: what is linked in becomes private to its entry, and the optimiser inlines it as a C compiler inlines
 static functions. Functions compiled this way cannot be called from Python, only from their entry.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from numba.core import callconv, cgutils, codegen, cpu
@@ -24,18 +25,38 @@ def _refuses_its_arguments() -> Any:
     return ["compiled as a part of an entry"].index
 
 
-def _link(library: Any, *, out_of_line: bool) -> None:
-    """What JITCodeLibrary.finalize does, less optimising and emitting."""
+def _close(library: Any, *, out_of_line: bool) -> None:
+    """What JITCodeLibrary.finalize does, less linking, optimising and emitting, which is for its entry."""
     library._raise_if_finalized()
     if out_of_line:
         for function in library._final_module.functions:
             if not function.is_declaration:
                 function.add_function_attribute("noinline")
-    for linked in dict.fromkeys(library._linking_libraries):
-        library._reload_init.update(linked._reload_init)
-        library._final_module.link_in(linked._get_module_for_linking(), preserve=True)
+    for part in library._linking_libraries:
+        library._reload_init.update(part._reload_init)
     library._finalize_dynamic_globals()
+    library._get_module_for_linking = partial(_with_its_parts, library)
     library._finalized = True
+
+
+def _link_parts(library: Any, module: Any) -> None:
+    """Link all that a library calls, directly or not, into a module, each once."""
+    found = {library}
+    waiting = list(reversed(library._linking_libraries))
+    while waiting:
+        part = waiting.pop()
+        if part not in found:
+            found.add(part)
+            library._reload_init.update(part._reload_init)
+            module.link_in(_Library._get_module_for_linking(part), preserve=True)
+            waiting.extend(reversed(part._linking_libraries))
+
+
+def _with_its_parts(library: Any) -> Any:
+    """What another compilation links, which asks for what it calls itself and no further."""
+    module = _Library._get_module_for_linking(library).clone()
+    _link_parts(library, module)
+    return module
 
 
 def _make_parts_private(library: Any) -> None:
@@ -75,9 +96,15 @@ class _Steps:
 
     def finalize(self, library: Any) -> None:
         if self.is_entry(library.name):
+            _link_parts(library, library._final_module)
+            library._linking_libraries = []
             self.original(_Library, "finalize")(library)
         else:
-            _link(library, out_of_line=self.is_slow(library.name))
+            _close(library, out_of_line=self.is_slow(library.name))
+
+    def optimise_functions(self, library: Any, module: Any) -> None:
+        # Nothing yet: the entry's whole module is optimised, from the first step on.
+        module.data_layout = library._codegen._data_layout
 
     def optimise(self, library: Any) -> None:
         _make_parts_private(library)
@@ -109,13 +136,14 @@ class _Steps:
 _Library, _Context, _Convention = codegen.JITCodeLibrary, cpu.CPUContext, callconv.CPUCallConv
 _STEPS: dict[tuple[Any, str], Callable[..., Any]] = {
     (_Library, "finalize"): _Steps.finalize,
+    (_Library, "_optimize_functions"): _Steps.optimise_functions,
     (_Library, "_optimize_final_module"): _Steps.optimise,
     (_Library, "_finalize_final_module"): _Steps.finalize_module,
     (_Context, "get_executable"): _Steps.get_executable,
     (_Context, "create_cpython_wrapper"): _Steps.create_wrapper,
     (_Convention, "call_function"): _Steps.call_function,
 }
-_ALSO_NEEDED = ("_raise_if_finalized", "_finalize_dynamic_globals", "_get_module_for_linking")
+_ALSO_NEEDED = ("_raise_if_finalized", "_finalize_dynamic_globals")
 
 
 def _numba_is_as_known() -> bool:
