@@ -157,13 +157,14 @@ def fq_ring_free_locked(cpu: Any, cookie: Any, fq: Any) -> None:
     # Acquire: pairs with the increment in fq_flush_iotlb(), so that the flush's time is at least this counter's.
     counter = smp_load_acquire(cookie.fq_flush_finish_cnt, "counter")
     finished_at = read_once(cookie, "fq_flush_finished_at")
+    oracle = cookie.iovad.oracle
     while fq.head != fq.tail:
         entry = element(iova_fq_entry, fq.entries, fq.head)
         if not may_free(cpu, cookie, entry, counter):
             break
-        if cookie.iovad.oracle:
+        if oracle:
             ahead = element(iova_fq_entry, fq.entries, (fq.head + _LOOK_AHEAD) & fq.mod_mask)
-            expect_pages(cookie.iovad.oracle, ahead.iova_pfn, ahead.pages)
+            expect_pages(oracle, ahead.iova_pfn, ahead.pages)
         _fq_ring_free_head(cpu, cookie, fq, entry, finished_at)
 
 
