@@ -143,7 +143,7 @@ _STEPS: dict[tuple[Any, str], Callable[..., Any]] = {
     (_Context, "create_cpython_wrapper"): _Steps.create_wrapper,
     (_Convention, "call_function"): _Steps.call_function,
 }
-_ALSO_NEEDED = ("_raise_if_finalized", "_finalize_dynamic_globals")
+_ALSO_NEEDED = ("_raise_if_finalized", "_finalize_dynamic_globals", "_get_module_for_linking")
 
 
 def _numba_is_as_known() -> bool:

@@ -21,7 +21,7 @@ from emu.native.atomics import cmpxchg, fetch_add, prefetchw, read_once, smp_loa
 from emu.native.compile import inline, slow
 from emu.native.cost import COST_CHECK_PAGE
 from emu.native.lines import write_lines
-from emu.native.record import CACHE_LINE, deref, element, struct
+from emu.native.record import CACHE_LINE, deref, element, pointer_to, struct
 from emu.native.time import charge
 from emu.native.wait import is_aborted
 from emu.oracle.findings import (
@@ -132,7 +132,7 @@ def expect_pages(oracle_address: int, pfn: int, pages: int) -> None:
     A hint: what is wrong costs time, and of a long range the hardware fetches the rest.
     """
     oracle = deref(oracle_t, oracle_address)
-    words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
+    words = pointer_to(word_of(oracle, pfn))
     prefetchw(words)
     if pages > _WORDS_OF_LINE:
         prefetchw(words + CACHE_LINE)
@@ -143,7 +143,7 @@ def check_handed_out(cpu: Any, oracle_address: int, pfn: int, pages: int) -> Non
     """An address range has been allocated: every page of it must have been free."""
     oracle = deref(oracle_t, oracle_address)
     charge(cpu, COST_CHECK_PAGE, pages)
-    words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
+    words = pointer_to(word_of(oracle, pfn))
     write_lines(cpu, words, pages * _WORD_BYTES)
     seen = element(word_t, words, 0).value
     if pages > 1:
@@ -204,7 +204,7 @@ def _report_in_use(cpu: Any, words: int, pfn: int, pages: int) -> None:
 def note_unmapped(cpu: Any, oracle_address: int, pfn: int, pages: int) -> None:
     """The table entries of a range have just been cleared."""
     oracle = deref(oracle_t, oracle_address)
-    words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
+    words = pointer_to(word_of(oracle, pfn))
     write_lines(cpu, words, pages * _WORD_BYTES)
     # After the exchanges that cleared the entries, which are fully ordered: pairs with begin_flush().
     _write_words(words, pages, _stamp(smp_load_acquire(oracle, "started"), PAGE_UNMAPPED))
@@ -215,7 +215,7 @@ def check_given_back(cpu: Any, oracle_address: int, pfn: int, pages: int) -> Non
     """An address range becomes allocatable: a flush that began after its unmap must have ended."""
     oracle = deref(oracle_t, oracle_address)
     charge(cpu, COST_CHECK_PAGE, pages)
-    words = oracle.words + (pfn - oracle.start_pfn) * _WORD_BYTES
+    words = pointer_to(word_of(oracle, pfn))
     write_lines(cpu, words, pages * _WORD_BYTES)
     # Acquire: pairs with the exchange in end_flush().
     finished = smp_load_acquire(oracle, "finished")
