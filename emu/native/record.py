@@ -72,14 +72,17 @@ def byte_at(address: int, index: int) -> int:
     return ctypes.c_uint8.from_address(int(address) + int(index)).value
 
 
-def address_of(record: Any, field: str) -> int:
-    """Address of a field."""
-    return int(record.__array_interface__["data"][0]) + int(record.dtype.fields[field][1])
+def address_of(record: Any, field: str) -> Any:
+    """Address of a field, an int64."""
+    return np.int64(record.__array_interface__["data"][0] + record.dtype.fields[field][1])
 
 
-def pointer_to(record: Any) -> int:
-    """Address of a record."""
-    return int(record.__array_interface__["data"][0])
+def pointer_to(record: Any) -> Any:
+    """Address of a record, an int64.
+
+    In interpreted code too: NumPy computes the sum of a Python int and a 4-byte field in 4 bytes.
+    """
+    return np.int64(record.__array_interface__["data"][0])
 
 
 deref = llvm.Primitive(deref, llvm.record_at())

@@ -96,3 +96,10 @@ def byte_of(address, index):
 def test_a_byte_has_no_sign(read):
     octets = np.array([0, 1, 127, 128, 255], np.uint8)
     assert [read(octets.ctypes.data, index) for index in range(5)] == [0, 1, 127, 128, 255]
+
+
+def test_a_pointer_and_a_short_field_add_up_to_a_pointer():
+    array = shared(pair_t, 2)
+    array["first"] = 8
+    record = deref(pair_t, at(array))
+    assert address_of(record, "second") + record.first == pointer_to(record) + 2 * record.first == at(array, 1)
