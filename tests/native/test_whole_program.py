@@ -1,5 +1,6 @@
 """Entries are compiled as whole programs; their parts stay usable by whatever else is compiled in the process."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,40 @@ words = np.zeros(8, np.uint32)
 """
 
 
+CHAIN = """
+from emu.native.compile import entry, slow
+
+@slow
+def leaf(x):
+    return x + 1
+
+@slow
+def left(x):
+    return leaf(x) * 10
+
+@slow
+def right(x):
+    return leaf(x) * 100
+
+@slow
+def fork(x):
+    return left(x) + right(x)
+
+@entry
+def first(x):
+    return fork(x)
+
+@entry
+def second(x):
+    return fork(x) + leaf(x)
+"""
+
+
 def run_cold(code, tmp_path):
     """Run code in a new process whose cache is empty."""
-    environment = {"EMU_CACHE_DIR": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE_ENTRY + code], env=environment, capture_output=True, text=True, check=False
-    )
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    environment = {"EMU_CACHE_DIR": str(tmp_path / "cache"), "PATH": "", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -41,7 +70,7 @@ def change(address):
     return find_next_bit(address, 256, 0)
 print(change(words.ctypes.data))
 """
-    assert run_cold(code, tmp_path).strip() == "13"
+    assert run_cold(COMPILE_ENTRY + code, tmp_path).strip() == "13"
 
 
 @pytest.mark.skipif(interpreted, reason="nothing is compiled")
@@ -52,4 +81,20 @@ try:
 except (TypeError, ValueError):
     print("refused")
 """
-    assert run_cold(code, tmp_path).strip() == "refused"
+    assert run_cold(COMPILE_ENTRY + code, tmp_path).strip() == "refused"
+
+
+@pytest.mark.skipif(interpreted, reason="nothing is compiled")
+def test_parts_that_call_parts_serve_entries_and_other_compiled_code(tmp_path):
+    (tmp_path / "chain.py").write_text(CHAIN)
+    code = """
+from numba import njit
+from chain import first, fork, second
+from emu.native.compile import compile_entries
+assert compile_entries([first, second])
+@njit
+def outside(x):
+    return fork(x)
+print(first(1), second(1), outside(1))
+"""
+    assert run_cold(code, tmp_path).split() == ["220", "222", "220"]
