@@ -14,6 +14,9 @@ from hypothesis import settings
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 
+# Hundreds of processes are started, and each would translate all of emu again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # The first example of a test may compile.
 settings.register_profile("emu", deadline=None)
 settings.load_profile("emu")

@@ -119,7 +119,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The entry point of `emu`."""
+    """Run the command of this process's arguments, and end."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -176,9 +176,13 @@ def run_machine(
     recording.log = np.concatenate(events.log) if events.log else np.zeros(0, event_t)
     warnings = _warnings(layout, recording) + machine.operator.warnings() + machine.saboteur.warnings()
     warnings += [problem for problem in (events.problem, socket.problem) if problem]
-    return MachineRun(
+    run = MachineRun(
         recording, machine.operator.switches, machine.died, machine.interrupted, machine.deaths, warnings, functions
     )
+    # Its parts know each other: its segment would stay until somebody collects garbage, and who runs machines by the
+    # hundred would fork with all of them.
+    vars(machine).clear()
+    return run
 
 
 @contextmanager

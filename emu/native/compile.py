@@ -9,13 +9,11 @@ this machine.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
@@ -29,6 +27,7 @@ from numba.core import config, event
 from emu.native.clock import TICKS_ARE_CYCLES
 from emu.native.llvm import SWITCHES_BY_ASSEMBLY
 from emu.native.whole_program import whole_program
+from emu.process import collecting_seldom, without_blas
 
 PACKAGE = Path(__file__).resolve().parent.parent
 COMPILED_FOLDERS = ("native", "capture", "iommu", "hypervisor", "machine", "workload", "addresses", "oracle")
@@ -196,17 +195,6 @@ class _Listener(event.Listener):  # type: ignore[misc]
         self.progress(self.done, max(self.done, _function_count + _ENTRY_WEIGHT * len(self.entries)))
 
 
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    """What numba makes it mostly keeps, by the million, and looking for garbage in it takes its time."""
-    usual = gc.get_threshold()
-    gc.set_threshold(200_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
-
-
 def compile_entries(entries: Iterable[Any], progress: Callable[[int, int], None] | None = None) -> bool:
     """Make entries ready to be called in this process and in those forked from it.
 
@@ -224,7 +212,7 @@ def compile_entries(entries: Iterable[Any], progress: Callable[[int, int], None]
     listener = _Listener(names, progress or (lambda _done, _total: None))
     cold = False
     program = whole_program(names.__contains__, _slow.__contains__)
-    with _collecting_seldom(), event.install_listener("numba:compile", listener), program:
+    with collecting_seldom(), without_blas(), event.install_listener("numba:compile", listener), program:
         for function in functions:
             if not function.signatures:
                 arguments = function.py_func.__code__.co_argcount

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from emu.process import own_process
 from emu.sweep.cells import Cell
 
 _PR_SET_PDEATHSIG = 1
@@ -150,6 +151,7 @@ def _live(connection: Connection, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return
+    own_process()
 
     def on_compile(done: int, known: int) -> None:
         # A parent that has gone is noticed soon enough.

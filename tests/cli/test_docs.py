@@ -18,7 +18,7 @@ PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGEL
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 
 MAY_IMPORT = {
-    "native": {"native"},
+    "native": {"native", "process"},
     "capture": {"capture", "native"},
     "iommu": {"iommu", "native", "oracle", "hypervisor.rpcit"},
     "oracle": {"oracle", "native", "iommu.io_pgtable"},
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     },
     "claims": {"claims", "experiment", "analysis", "workload", "config"},
     "stress": {"stress", "experiment", "workload", "config", "fault"},
-    "sweep": {"sweep", "experiment", "analysis", "workload", "config"},
+    "sweep": {"sweep", "experiment", "analysis", "workload", "config", "process"},
 }
 """The table in docs/how-it-works.md."""
 
