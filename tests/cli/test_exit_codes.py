@@ -184,6 +184,21 @@ def test_help_does_not_import_what_is_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_ctrl_c_before_the_command_is_known_is_one_line():
+    program = """
+import sys
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "emu.config":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from emu.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "emu: interrupted\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
