@@ -13,7 +13,7 @@ def main() -> NoReturn:
     try:
         from emu.cli.app import main as run_command  # noqa: PLC0415 - heavy, and now it is imported faster
     except KeyboardInterrupt:
-        print("emu: interrupted", file=sys.stderr)
+        sys.stderr.write("emu: interrupted\n")
         sys.exit(INTERRUPTED)
     run_command()
 
