@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SELDOM = (200_000, 20, 100)
+_SELDOM = (200_000, 20, 20)
 _BLAS = "scipy.linalg"
 
 _is_ours = False
